@@ -1,0 +1,2 @@
+// Package wal names, orders and reads PostgreSQL write-ahead log.
+package wal
