@@ -1,0 +1,2 @@
+// Package pgrepl speaks PostgreSQL's streaming replication protocol, both ends.
+package pgrepl
