@@ -1,0 +1,218 @@
+// Package durable puts files on disk so that a power cut leaves either the old
+// state or the new one, and keeps a directory to one process.
+//
+// A file that was written is not yet on disk, and a file that was synced is not
+// yet in its directory: the name is data of the directory, which must be synced
+// too. So a file that others may rely on is made in four steps, and a crash
+// between any two of them leaves at most a temporary file behind:
+//
+//	temporary file ──write──▶ fsync ──rename──▶ fsync of the directory
+//	.NAME.*.tmp               │        NAME      │
+//	                          │                  └ the name is there to stay
+//	                          └ the content is
+//
+// [Create] and [WriteFile] take all four. What they were asked to write exists
+// under its name if and only if they said so, with one exception that no
+// program can avoid: when the last fsync fails the new name is visible now and
+// may be gone after a crash. The error is returned, and the caller must not
+// claim that the file is there.
+//
+// # After a failed fsync
+//
+// A sync that failed is never tried again on the same descriptor. The kernel
+// may have thrown away the very pages it could not write, and the second sync
+// then succeeds over data that is not there (PostgreSQL learned this in 2018
+// and panics since). Close the file, open it anew, and write again what was not
+// known to be on disk.
+//
+// # Leftovers
+//
+// Temporary files begin with a dot and end in ".tmp". Whoever holds the [Lock]
+// of a directory may remove those it finds there.
+package durable
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// A File is a file in the making. It has its content and its name only after
+// [File.Commit]; closed before, it was never there.
+type File struct {
+	*os.File
+	path string
+	perm fs.FileMode
+}
+
+// Create begins a file that is to become path, replacing what is there. It is
+// made in path's own directory, for a rename never crosses file systems. The
+// mode will be exactly perm, whatever the umask.
+func Create(path string, perm fs.FileMode) (*File, error) {
+	dir, base := filepath.Split(path)
+	if dir == "" {
+		dir = "."
+	}
+	f, err := os.CreateTemp(dir, "."+base+".*.tmp")
+	if err != nil {
+		return nil, err
+	}
+	return &File{File: f, path: path, perm: perm}, nil
+}
+
+// Commit puts the file on disk under its name and closes it. If that fails,
+// what was at path before is still there, unless it is the sync of the
+// directory that failed: see the package's words on that.
+func (f *File) Commit() error {
+	if f.File == nil {
+		return os.ErrClosed
+	}
+	err := f.Chmod(f.perm)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err != nil {
+		f.Close()
+		return err
+	}
+	tmp := f.Name()
+	err = f.File.Close()
+	f.File = nil
+	if err == nil {
+		err = os.Rename(tmp, f.path)
+	}
+	if err != nil {
+		os.Remove(tmp)
+		return err
+	}
+	return SyncDir(filepath.Dir(f.path))
+}
+
+// Close discards the file, unless it was committed: then it does nothing. So it
+// can be deferred.
+func (f *File) Close() error {
+	if f.File == nil {
+		return nil
+	}
+	tmp := f.Name()
+	err := f.File.Close()
+	f.File = nil
+	return errors.Join(err, os.Remove(tmp))
+}
+
+// IsTemp reports whether name is one that [Create] gives to a file in the
+// making. After a crash such a file is rubbish.
+func IsTemp(name string) bool {
+	return strings.HasPrefix(name, ".") && strings.HasSuffix(name, ".tmp")
+}
+
+// WriteFile makes path a file that holds data, or leaves what is there.
+func WriteFile(path string, data []byte, perm fs.FileMode) error {
+	f, err := Create(path, perm)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := f.Write(data); err != nil {
+		return err
+	}
+	return f.Commit()
+}
+
+// Rename gives the file old the name new, replacing what is there. The content
+// of old must have been synced by whoever wrote it.
+func Rename(old, new string) error {
+	if err := os.Rename(old, new); err != nil {
+		return err
+	}
+	dir, from := filepath.Dir(new), filepath.Dir(old)
+	if err := SyncDir(dir); err != nil || from == dir {
+		return err
+	}
+	return SyncDir(from)
+}
+
+// SyncDir puts on disk which names are in dir, after files were created,
+// renamed or removed there.
+func SyncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	err = d.Sync()
+	// Some file systems cannot sync a directory and need not: PostgreSQL's
+	// fsync_fname_ext lets the same two errors pass.
+	if errors.Is(err, syscall.EBADF) || errors.Is(err, syscall.EINVAL) {
+		return nil
+	}
+	return err
+}
+
+// Fdatasync puts on disk what was written to f, and its length; not the times
+// of its last change, which saves a journal write each time. An error is final
+// for this descriptor: see the package's words on that.
+func Fdatasync(f *os.File) error {
+	if err := fdatasync(f); err != nil {
+		return pathError("fdatasync", f, err)
+	}
+	return nil
+}
+
+// Preallocate makes f at least size bytes long and the space its own, so that
+// a later write within size does not fail for want of room. New bytes read as
+// zeros; those that are there are not touched. When there is no room (ENOSPC,
+// EDQUOT) the file may be left longer than it was.
+func Preallocate(f *os.File, size int64) error {
+	err := fallocate(f, size)
+	if errors.Is(err, errors.ErrUnsupported) { // EOPNOTSUPP and ENOSYS among them
+		return writeZeros(f, size)
+	}
+	if err != nil {
+		return pathError("fallocate", f, err)
+	}
+	return nil
+}
+
+// writeZeros is fallocate for file systems that have none.
+func writeZeros(f *os.File, size int64) error {
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	zeros := make([]byte, 1<<20)
+	for at := info.Size(); at < size; {
+		n, err := f.WriteAt(zeros[:min(size-at, int64(len(zeros)))], at)
+		if err != nil {
+			return err
+		}
+		at += int64(n)
+	}
+	return nil
+}
+
+func pathError(op string, f *os.File, err error) error {
+	var path *fs.PathError
+	if errors.As(err, &path) {
+		return err
+	}
+	return &fs.PathError{Op: op, Path: f.Name(), Err: err}
+}
+
+// A LockedError says that another process, or another part of this one, has
+// the directory.
+type LockedError struct {
+	Dir string
+	PID int // 0 if the holder did not say
+}
+
+func (e *LockedError) Error() string {
+	if e.PID == 0 {
+		return fmt.Sprintf("directory %q is in use by another process", e.Dir)
+	}
+	return fmt.Sprintf("directory %q is in use by process %d", e.Dir, e.PID)
+}
