@@ -104,7 +104,7 @@ func advice(err error) (detail, hint string) {
 // a plain or quoted value, a URI's user:password@, a URI's parameter.
 var (
 	passwordKeyword = regexp.MustCompile(`(?i)\b((?:ssl)?password\s*=\s*)(?:\*{8}|'(?:[^'\\]|\\.)*'?|(?:[^\s&'\\]|\\.)+)`)
-	passwordInURI   = regexp.MustCompile(`(?i)\b(postgres(?:ql)?://[^\s:/@]*:)[^\s@/]*@`)
+	passwordInURI   = regexp.MustCompile(`(?i)\b(postgres(?:ql)?://[^\s:/@]*:)\S*@`)
 )
 
 // maskPasswords returns text with every password of a connection string in it

@@ -115,8 +115,10 @@ func usageLine(cmd *cobra.Command) string {
 func nearest(s string, names []string) string {
 	best, bestDistance := "", 3 // more than two slips is another word
 	for _, name := range names {
-		d := editDistance(s, name)
-		if d < bestDistance && d < len(name) || s != "" && best == "" && strings.HasPrefix(name, s) {
+		if s != "" && strings.HasPrefix(name, s) {
+			return name
+		}
+		if d := editDistance(s, name); d < bestDistance && d < len(name) {
 			best, bestDistance = name, d
 		}
 	}
