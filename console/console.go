@@ -4,22 +4,21 @@
 //	GET /status       the same as JSON, for programs
 //	GET /metrics      the same as numbers over time, for Prometheus
 //	GET /healthz      200 while the process answers, for supervisors
-//	GET /wal/NAME     a completed segment or a history file, for
-//	                  restore_command ("rideau wal fetch")
+//	GET /wal/NAME     a file of WAL, for restore_command ("rideau wal fetch")
 //
-// It knows nothing of relays or pools. Whoever wires it gives it a [Source]: a
-// value to show, which becomes JSON and from that the page, and files to serve.
+// It knows nothing of relays or pools. Whoever wires it gives it, in a
+// [Config], a value to show, which becomes JSON and from that the page; metrics;
+// and the handler that serves WAL. [Listen] takes the address, [Console.Run]
+// answers until its context is cancelled.
 //
 // # Answers
 //
 // Nothing can be changed through the console: every method but GET and HEAD is
 // refused. What goes wrong is answered in JSON, {"error": "..."}, the page
-// included. Every answer carries the header "Server: rideau".
-//
-// That header matters for /wal. To a server in recovery, a segment that is not
-// there means the end of recovery; so a client must take a 404 for "not there"
-// only if it comes from us, and anything else, such as the 404 of a proxy or of
-// another program on the port, for a failure.
+// included. Every answer carries the header "Server: rideau". What is answered
+// below /wal is the handler's alone: to a server in recovery a segment that is
+// not there means the end of recovery, so the two ends of fetching WAL are
+// written together, in package archive.
 //
 // # Access
 //
@@ -36,13 +35,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
-	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -56,36 +53,25 @@ const DefaultAddr = "localhost:5480"
 
 const (
 	headerTimeout = 10 * time.Second // to send us the headers of a request
-	answerTimeout = 30 * time.Second // to take our answer, files aside
+	answerTimeout = 30 * time.Second // to take our answer; of a file, each piece
 	idleTimeout   = 2 * time.Minute  // between requests of one connection
 	stopTimeout   = 5 * time.Second  // for answers under way when we stop
-	slowestReader = 100_000          // bytes a second a client must take of a file
 	maxHeader     = 16 << 10
+	pieceSize     = 64 << 10
 )
 
-// A Source is what a console shows and serves. Its methods are called
-// concurrently.
-type Source interface {
-	// Status returns a snapshot to be shown, a value that encoding/json can
-	// marshal.
-	Status() any
-
-	// OpenWAL opens a completed segment or a history file by PostgreSQL's name
-	// for it. The error is fs.ErrNotExist if, and only if, there is no such
-	// file: see the package doc for what is at stake.
-	OpenWAL(name string) (File, error)
-}
-
-// A File is a WAL file to be served; an *os.File is one.
-type File interface {
-	io.ReadSeekCloser
-	Stat() (fs.FileInfo, error)
-}
-
-// A Config says what a console shows and where. Source is required.
+// A Config says what a console shows and where.
 type Config struct {
-	Addr    string                 // host:port; "" is DefaultAddr
-	Source  Source                 //
+	Addr string // host:port; "" is DefaultAddr
+
+	// Status returns a snapshot to be shown, a value that encoding/json can
+	// marshal. It is called concurrently. Required.
+	Status func() any
+
+	// WAL answers requests for /wal/NAME; the last element of the path is the
+	// name. nil: there is no WAL here.
+	WAL http.Handler
+
 	Metrics []prometheus.Collector // besides those of Go and of the process
 	Log     *slog.Logger           // nil discards
 }
@@ -115,18 +101,19 @@ func Listen(cfg Config) (*Console, error) {
 	if !isLoopback(listener.Addr()) {
 		cfg.Log.Warn("everyone who can reach the HTTP address can read WAL", "addr", listener.Addr().String())
 	}
-	return &Console{
-		listener: listener,
-		server: &http.Server{
-			Handler:           handler,
-			ReadHeaderTimeout: headerTimeout,
-			ReadTimeout:       headerTimeout, // we read no bodies
-			WriteTimeout:      answerTimeout,
-			IdleTimeout:       idleTimeout,
-			MaxHeaderBytes:    maxHeader,
-			ErrorLog:          slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
-		},
-	}, nil
+	return &Console{listener: listener, server: newServer(handler, cfg.Log)}, nil
+}
+
+func newServer(handler http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           handler,
+		ReadHeaderTimeout: headerTimeout,
+		ReadTimeout:       headerTimeout, // we read no bodies
+		WriteTimeout:      answerTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
 }
 
 // Addr returns the address that the console listens on.
@@ -167,12 +154,16 @@ func newHandler(cfg Config) (http.Handler, error) {
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", notFound)
-	mux.HandleFunc("/{$}", func(w http.ResponseWriter, r *http.Request) { servePage(w, cfg.Source.Status()) })
-	mux.HandleFunc("/status", func(w http.ResponseWriter, r *http.Request) { serveJSON(w, http.StatusOK, cfg.Source.Status()) })
+	mux.HandleFunc("/{$}", func(w http.ResponseWriter, r *http.Request) { servePage(w, cfg.Status()) })
+	mux.HandleFunc("/status", func(w http.ResponseWriter, r *http.Request) { serveJSON(w, http.StatusOK, cfg.Status()) })
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, r *http.Request) {
 		serveJSON(w, http.StatusOK, map[string]string{"status": "ok"})
 	})
-	mux.HandleFunc("/wal/{name}", func(w http.ResponseWriter, r *http.Request) { serveWAL(w, r, cfg.Source, cfg.Log) })
+	if cfg.WAL != nil {
+		mux.HandleFunc("/wal/{name}", func(w http.ResponseWriter, r *http.Request) {
+			cfg.WAL.ServeHTTP(patientWriter{w, http.NewResponseController(w)}, r)
+		})
+	}
 	mux.Handle("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{Registry: registry}))
 	return guard(mux), nil
 }
@@ -221,38 +212,28 @@ func isLoopbackName(hostport string) bool {
 	return err == nil && ip.Unmap().IsLoopback()
 }
 
-// walName matches what restore_command is asked for and we may have: completed
-// segments and history files (src/include/access/xlog_internal.h).
-var walName = regexp.MustCompile(`^(?:[0-9A-F]{24}|[0-9A-F]{8}\.history)$`)
-
-func serveWAL(w http.ResponseWriter, r *http.Request, source Source, log *slog.Logger) {
-	name := r.PathValue("name")
-	if !walName.MatchString(name) {
-		serveError(w, http.StatusNotFound, "%q is not the name of a segment or a history file", name)
-		return
-	}
-	f, err := source.OpenWAL(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		serveError(w, http.StatusNotFound, "there is no WAL file %q", name)
-		return
-	}
-	if err != nil {
-		log.Error("could not open a WAL file", "segment", name, "err", err)
-		serveError(w, http.StatusInternalServerError, "could not open WAL file %q", name)
-		return
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		log.Error("could not open a WAL file", "segment", name, "err", err)
-		serveError(w, http.StatusInternalServerError, "could not open WAL file %q", name)
-		return
-	}
-	patience := answerTimeout + time.Duration(info.Size()/slowestReader)*time.Second
-	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(patience)) // a recorder in a test has none
-	w.Header().Set("Content-Type", "application/octet-stream")
-	http.ServeContent(w, r, "", info.ModTime(), f)
+// A patientWriter gives a client the time for an answer anew with every piece
+// of it: a segment may take long over a slow line, silence may not.
+type patientWriter struct {
+	http.ResponseWriter
+	control *http.ResponseController
 }
+
+func (w patientWriter) Write(p []byte) (n int, err error) {
+	for piece := range slices.Chunk(p, pieceSize) {
+		if err := w.control.SetWriteDeadline(time.Now().Add(answerTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+			return n, err
+		}
+		written, err := w.ResponseWriter.Write(piece)
+		n += written
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+func (w patientWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 func notFound(w http.ResponseWriter, r *http.Request) {
 	serveError(w, http.StatusNotFound, "there is nothing at %q", r.URL.Path)

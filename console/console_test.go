@@ -4,14 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
+	"path"
 	"strings"
 	"testing"
 
@@ -20,19 +18,15 @@ import (
 
 const segment = "00000001000000000000002A"
 
-// A folder is a Source whose WAL is in a directory, as a relay's is.
-type folder struct {
-	dir    string
-	status any
-}
-
-func (f folder) Status() any { return f.status }
-
-func (f folder) OpenWAL(name string) (File, error) {
-	if name == "0000000100000000000000EE" {
-		return nil, errors.New("input/output error")
+// wal answers as the handler of an archive may.
+func wal(w http.ResponseWriter, r *http.Request) {
+	switch path.Base(r.URL.Path) {
+	case segment:
+		w.Header().Set("Content-Length", "1048576")
+		io.WriteString(w, strings.Repeat("W", 1<<20))
+	default:
+		http.Error(w, "not in the archive", http.StatusNotFound)
 	}
-	return os.Open(filepath.Join(f.dir, name))
 }
 
 type standby struct {
@@ -41,34 +35,27 @@ type standby struct {
 	Note string `json:"note,omitempty"`
 }
 
-func testConfig(t *testing.T) Config {
-	dir := t.TempDir()
-	for name, text := range map[string]string{
-		segment:            strings.Repeat("W", 1<<20),
-		segment + ".x":     "not ours to give",
-		"00000002.history": "1\t0/2A000000\tno recovery target specified\n",
-	} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+func testConfig() Config {
 	flushed := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "rideau_flushed"}, func() float64 { return 42 })
 	return Config{
 		Addr:    "localhost:0",
 		Log:     slog.New(slog.DiscardHandler),
 		Metrics: []prometheus.Collector{flushed},
-		Source: folder{dir, struct {
-			Upstream string    `json:"upstream"`
-			Flushed  int64     `json:"flushed"`
-			Standbys []standby `json:"standbys"`
-		}{"db1 <script>", 9007199254740993, []standby{{"one", "0/2A", ""}, {"two", "0/1B", "slow"}}}},
+		WAL:     http.HandlerFunc(wal),
+		Status: func() any {
+			return struct {
+				Upstream string    `json:"upstream"`
+				Flushed  int64     `json:"flushed"`
+				Standbys []standby `json:"standbys"`
+			}{"db1 <script>", 9007199254740993, []standby{{"one", "0/2A", ""}, {"two", "0/1B", "slow"}}}
+		},
 	}
 }
 
 // ask sends one request through a real socket and returns the answer, read.
 func ask(t *testing.T, method, path string, change func(*http.Request)) (*http.Response, string) {
 	t.Helper()
-	handler, err := newHandler(testConfig(t))
+	handler, err := newHandler(testConfig())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,12 +97,9 @@ func TestAnswers(t *testing.T) {
 		{"metrics of the source", "GET", "/metrics", 200, "text/plain", "rideau_flushed 42"},
 		{"metrics of Go", "GET", "/metrics", 200, "text/plain", "go_goroutines"},
 		{"metrics of the process", "GET", "/metrics", 200, "text/plain", "process_open_fds"},
-		{"a segment", "GET", "/wal/" + segment, 200, "application/octet-stream", "WWWW"},
-		{"a history file", "GET", "/wal/00000002.history", 200, "application/octet-stream", "0/2A000000"},
-		{"a segment that is not there", "GET", "/wal/00000001000000000000002B", 404, "application/json", "there is no WAL file"},
-		{"a segment that cannot be read is not absent", "GET", "/wal/0000000100000000000000EE", 500, "application/json", "could not open"},
-		{"a file that is no WAL", "GET", "/wal/" + segment + ".x", 404, "application/json", "is not the name"},
-		{"a way out of the directory", "GET", "/wal/..%2f..%2fetc%2fpasswd", 404, "application/json", "is not the name"},
+		{"a segment", "GET", "/wal/" + segment, 200, "text/plain", "WWWW"},
+		{"a segment that is not there, in the handler's words", "GET", "/wal/00000001000000000000002B", 404, "text/plain", "not in the archive"},
+		{"nothing deeper", "GET", "/wal/a/" + segment, 404, "application/json", "there is nothing at"},
 		{"nothing there", "GET", "/nothing", 404, "application/json", `there is nothing at \"/nothing\"`},
 		{"nothing can be changed", "POST", "/status", 405, "application/json", "not allowed"},
 		{"nothing can be removed", "DELETE", "/wal/" + segment, 405, "application/json", "not allowed"},
@@ -149,17 +133,24 @@ func TestWALHasLength(t *testing.T) {
 		if answer.ContentLength != 1<<20 {
 			t.Errorf("%s: content length %d, want %d", method, answer.ContentLength, 1<<20)
 		}
-		want := 1 << 20
-		if method == "HEAD" {
-			want = 0
-		}
-		if len(body) != want {
+		if want := map[string]int{"GET": 1 << 20}[method]; len(body) != want {
 			t.Errorf("%s: body of %d bytes, want %d", method, len(body), want)
 		}
 	}
-	answer, body := ask(t, "GET", "/wal/"+segment, func(r *http.Request) { r.Header.Set("Range", "bytes=1048570-") })
-	if answer.StatusCode != http.StatusPartialContent || body != "WWWWWW" {
-		t.Errorf("a range is answered with %d %q, want 206 and six bytes", answer.StatusCode, body)
+}
+
+// A console without WAL does not answer for one.
+func TestNoWAL(t *testing.T) {
+	cfg := testConfig()
+	cfg.WAL = nil
+	handler, err := newHandler(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := httptest.NewRecorder()
+	handler.ServeHTTP(w, httptest.NewRequest("GET", "http://localhost/wal/"+segment, nil))
+	if w.Code != 404 || !strings.Contains(w.Body.String(), "there is nothing at") {
+		t.Errorf("answered with %d %s", w.Code, w.Body)
 	}
 }
 
@@ -193,7 +184,7 @@ func TestHost(t *testing.T) {
 
 // On an address that others can reach, names are not ours to judge.
 func TestHostElsewhere(t *testing.T) {
-	handler, err := newHandler(testConfig(t))
+	handler, err := newHandler(testConfig())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -208,7 +199,7 @@ func TestHostElsewhere(t *testing.T) {
 
 func TestRun(t *testing.T) {
 	var log bytes.Buffer
-	cfg := testConfig(t)
+	cfg := testConfig()
 	cfg.Log = slog.New(slog.NewTextHandler(&log, nil))
 	c, err := Listen(cfg)
 	if err != nil {
@@ -227,7 +218,7 @@ func TestRun(t *testing.T) {
 	}
 
 	// A second one on the same address is told so before anything starts.
-	taken := testConfig(t)
+	taken := testConfig()
 	taken.Addr = c.Addr().String()
 	if _, err := Listen(taken); err == nil || !strings.Contains(err.Error(), "address already in use") {
 		t.Errorf("Listen on a taken address returned %v", err)
@@ -247,7 +238,7 @@ func TestRun(t *testing.T) {
 
 func TestListenWarnsBeyondLoopback(t *testing.T) {
 	var log bytes.Buffer
-	cfg := testConfig(t)
+	cfg := testConfig()
 	cfg.Addr = ":0"
 	cfg.Log = slog.New(slog.NewTextHandler(&log, nil))
 	c, err := Listen(cfg)
@@ -288,5 +279,3 @@ func TestLayOut(t *testing.T) {
 		})
 	}
 }
-
-var _ File = (*os.File)(nil)
