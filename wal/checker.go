@@ -57,9 +57,9 @@ type Checker struct {
 
 	// What was skipped at the start may have been the end of XLOG_SWITCH.
 	maybeSwitch bool
-	skipLen     int // how much of hdr was filled, from its end
-	pageLen     int // how much of hdrPage there is
-	hdrPage     [longHeader]byte
+
+	pageLen int // how much of hdrPage there is
+	hdrPage [longHeader]byte
 }
 
 type mode uint8
@@ -85,8 +85,8 @@ func NewChecker(size SegmentSize, systemID uint64, tli TLI, start LSN) *Checker 
 	c := &Checker{stream: stream{size: size, systemID: systemID, tli: tli}, pos: start, start: start}
 	c.good.end = start
 	c.fresh = start%pageSize == 0
-	if !size.Valid() || start%8 != 0 || !c.fresh && start%pageSize < shortHeader {
-		c.err = &CorruptError{LSN: start, Reason: fmt.Sprintf("no record can begin there in a segment of %s", size)}
+	if !size.Valid() || !recordMayBegin(start) {
+		c.err = noRecord(start, size)
 	}
 	return c
 }
@@ -196,36 +196,32 @@ func (c *Checker) readPage(p []byte) int {
 		c.err = &CorruptError{LSN: page, Reason: reason, zero: isZero(h)}
 		return n
 	}
-	info := binary.LittleEndian.Uint16(h[2:])
-	remLen := binary.LittleEndian.Uint32(h[16:])
-	continues := info&xlpFirstIsContrecord != 0
-	overwrites := info&c.version.overwrite != 0
-	left := c.rem // of the record that is open
+	said := c.pageInfo(h)
+	left := c.rem // of the record that is incomplete, if one is
 	open := c.mode == inData || c.mode == inSkip
 	if c.mode == atRecord && c.hdrLen > 0 {
 		left, open = binary.LittleEndian.Uint32(c.hdr[:])-uint32(c.hdrLen), true
 	}
 	switch {
-	case overwrites && (open || c.fresh):
-		// The server crashed before it had written the rest, and says so.
+	case said.overwrites && (open || c.fresh):
 		c.overwrite, c.lost, c.headLen = true, 0, 0
 		if open {
 			c.lost = c.lsn
 		}
 		c.mode, c.hdrLen = atRecord, 0
-	case overwrites:
+	case said.overwrites:
 		c.fail(page, "page overwrites an incomplete record, but there is none")
-	case open && !continues:
-		c.fail(page, fmt.Sprintf("page does not continue the record at %s", c.lsn))
-	case open && remLen != left:
-		c.fail(page, fmt.Sprintf("page continues a record of which %d bytes are left, not the one at %s of which %d are", remLen, c.lsn, left))
-	case continues && !open && !c.fresh:
+	case open:
+		if reason := said.mustContinue(c.lsn, left); reason != "" {
+			c.fail(page, reason)
+		}
+	case said.continues && !c.fresh:
 		c.fail(page, "page continues a record, but none is incomplete")
-	case continues && !open && (remLen == 0 || remLen > maxRecord):
-		c.fail(page, fmt.Sprintf("page continues a record of which %d bytes are left", remLen))
-	case continues && !open:
-		c.mode, c.rem, c.lsn = inSkip, remLen, 0
-		c.maybeSwitch = remLen <= recordHeader-8
+	case said.continues && (said.left == 0 || said.left > maxRecord):
+		c.fail(page, fmt.Sprintf("page continues a record of which %d bytes are left", said.left))
+	case said.continues:
+		c.mode, c.rem, c.lsn = inSkip, said.left, 0
+		c.maybeSwitch = said.left <= recordHeader-8
 	}
 	c.fresh = false
 	return n

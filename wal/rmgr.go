@@ -31,5 +31,3 @@ const (
 	RMgrLogicalMessage
 	RMgrXLOG2
 )
-
-const blockIDDataShort = 255

@@ -86,7 +86,7 @@ func versionOf(magic uint16) (version, bool) {
 		v.major = 17
 	case 0xD118:
 		v.major = 18
-	case 0xD121:
+	case 0xD120, 0xD121: // the former only in betas
 		// XLP_BKP_REMOVABLE is gone, and its bit reused.
 		v.major, v.flags, v.overwrite, v.lastRmgr = 19, 0x0007, 0x0004, RMgrXLOG2
 	default:
@@ -109,7 +109,7 @@ type stream struct {
 	prev    LSN // start of the last record, 0: unknown
 }
 
-// header tells how long a page's header is, from its first 4 bytes.
+// headerSize tells how long a page's header is, from its first 4 bytes.
 func headerSize(h []byte) int {
 	if binary.LittleEndian.Uint16(h[2:])&xlpLongHeader != 0 {
 		return longHeader
@@ -168,6 +168,42 @@ func (s *stream) page(lsn LSN, h []byte) string {
 	return ""
 }
 
+// A pageInfo is what a page's header says of the record before.
+type pageInfo struct {
+	size       int    // of the header
+	continues  bool   // the page begins with more of it
+	left       uint32 // how much of it there was left when the page began
+	overwrites bool   // the rest of it will never come: something else is here
+}
+
+// pageInfo reads a header that [stream.page] has verified.
+func (s *stream) pageInfo(h []byte) pageInfo {
+	info := binary.LittleEndian.Uint16(h[2:])
+	return pageInfo{
+		size:       len(h),
+		continues:  info&xlpFirstIsContrecord != 0,
+		left:       binary.LittleEndian.Uint32(h[16:]),
+		overwrites: info&s.version.overwrite != 0,
+	}
+}
+
+// mustContinue says what is wrong with the page that follows one on which left
+// bytes of the record at lsn were missing, "" if nothing. The lsn is 0 if the
+// record began before the start.
+func (p pageInfo) mustContinue(lsn LSN, left uint32) string {
+	if p.continues && p.left == left {
+		return ""
+	}
+	which := "the record before"
+	if lsn != 0 {
+		which = "the record at " + lsn.String()
+	}
+	if !p.continues {
+		return "page does not continue " + which
+	}
+	return fmt.Sprintf("page has %d bytes left of %s, not %d", p.left, which, left)
+}
+
 // record verifies the header of the record at lsn, all 24 bytes of it. It
 // answers what is wrong, "" if nothing. The CRC is not looked at.
 func (s *stream) record(lsn LSN, h []byte) string {
@@ -213,6 +249,16 @@ func badLength(n uint32) string {
 // CRC is given, then of the header up to the CRC itself.
 func crcOK(data uint32, header []byte) bool {
 	return crc32.Update(data, castagnoli, header[:crcOffset]) == binary.LittleEndian.Uint32(header[crcOffset:])
+}
+
+// recordMayBegin reports whether a record can begin at lsn, or on the page that
+// begins there.
+func recordMayBegin(lsn LSN) bool {
+	return lsn%8 == 0 && (lsn%pageSize == 0 || lsn%pageSize >= shortHeader)
+}
+
+func noRecord(lsn LSN, size SegmentSize) *CorruptError {
+	return &CorruptError{LSN: lsn, Reason: fmt.Sprintf("no record can begin there, in segments of %d bytes", uint32(size))}
 }
 
 const badCRC = "record has an incorrect checksum"
