@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgproto3"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"rideau/wal"
 )
@@ -177,7 +178,7 @@ func (st *stream) run() error {
 	}
 	stopWatchdog()
 	if st.next != nil {
-		s.result([]Column{{"next_tli", 20}, {"next_tli_startpos", 25}},
+		s.result([]Column{{"next_tli", pgtype.Int8OID}, {"next_tli_startpos", pgtype.TextOID}},
 			[]Value{Value(st.next.Next.String()), Value(st.next.LSN.String())})
 	}
 	s.complete("START_STREAMING")

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgproto3"
+	"github.com/jackc/pgx/v5/pgtype"
 )
 
 // A Kind says what a client wants of its connection.
@@ -296,9 +297,9 @@ func (s *Session) result(cols []Column, rows ...[]Value) {
 // typeSize is typlen of the types that replication commands answer with.
 func typeSize(oid uint32) int16 {
 	switch oid {
-	case 20: // int8
+	case pgtype.Int8OID:
 		return 8
-	case 23, 26: // int4, oid
+	case pgtype.Int4OID, pgtype.OIDOID:
 		return 4
 	}
 	return -1
