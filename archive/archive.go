@@ -17,7 +17,7 @@ import (
 // A Store keeps files for an [Archive]. It knows nothing of WAL.
 //
 // Names are those of files: no slash, no leading dot. All methods may be called
-// at the same time. package archivetest has the test that each Store passes.
+// at the same time. testStore in store_test.go is the test each Store passes.
 type Store interface {
 	// Open answers the content of a file and how long it is, or an error that
 	// is fs.ErrNotExist if there is no such file; no other error is.
@@ -122,8 +122,9 @@ func (e *ExistsError) Error() string {
 }
 
 // Open answers the content of a segment, a partial segment or a history file,
-// and how long it is. A segment has been looked at: its size and its first page
-// are what its name says, or the error is a [*DamageError].
+// and how long it is; as the Store gave it if that can be sought, so an
+// [*os.File] of a [Dir]. A segment has been looked at: its size and its first
+// page are what its name says, or the error is a [*DamageError].
 //
 // If there is no such file the error is fs.ErrNotExist; but [ErrEmpty] if there
 // is no other either.
@@ -144,11 +145,18 @@ func (a *Archive) Open(ctx context.Context, name string) (io.ReadCloser, int64, 
 	if err == nil || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		err = checkSegment(name, page[:n], size)
 	}
+	file, seekable := content.(io.Seeker)
+	if err == nil && seekable {
+		_, err = file.Seek(0, io.SeekStart)
+	}
 	if err != nil {
 		content.Close()
 		return nil, 0, err
 	}
-	return &rewound{Reader: io.MultiReader(bytes.NewReader(page), content), Closer: content}, size, nil
+	if !seekable {
+		content = &rewound{Reader: io.MultiReader(bytes.NewReader(page), content), Closer: content}
+	}
+	return content, size, nil
 }
 
 // ErrEmpty says that an archive holds no WAL at all. To a server in recovery an

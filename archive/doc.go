@@ -45,5 +45,5 @@
 // or not at all; and "it is not there" is an answer of its own,
 // [fs.ErrNotExist], never given for a source that could not be asked. A server
 // in recovery takes that answer for the end of WAL and promotes.
-// [Archive.ServeHTTP] and [Remote] are the two ends of fetching over HTTP.
+// A [Remote] asks a relay's console.
 package archive

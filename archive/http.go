@@ -2,6 +2,7 @@ package archive
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -9,56 +10,18 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"path"
-	"strconv"
 	"strings"
 	"time"
 )
 
-// servedHeader is in every answer of an archive. A 404 without it comes from
-// something else, a proxy or the wrong port, and says nothing of WAL: to take
-// it for "not there" would end a recovery too early.
-const servedHeader = "Rideau-Archive"
-
-// ServeHTTP answers GET and HEAD of a file of the archive by the last element
-// of the path, for [Remote]: 200 and the file with its Content-Length, 404 if
-// it is not there, 400 for a name that cannot be, 500 for all else.
-func (a *Archive) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	name := path.Base(r.URL.Path)
-	w.Header().Set(servedHeader, name)
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		w.Header().Set("Allow", "GET, HEAD")
-		http.Error(w, "only GET and HEAD are answered here", http.StatusMethodNotAllowed)
-		return
-	}
-	content, size, err := a.Open(r.Context(), name)
-	var nameError *NameError
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		http.Error(w, fmt.Sprintf("%q is not in the archive", name), http.StatusNotFound)
-		return
-	case errors.As(err, &nameError):
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
-	case err != nil:
-		http.Error(w, err.Error(), http.StatusInternalServerError)
-		return
-	}
-	defer content.Close()
-	w.Header().Set("Content-Type", "application/octet-stream")
-	w.Header().Set("Content-Length", strconv.FormatInt(size, 10))
-	if r.Method == http.MethodHead {
-		return
-	}
-	if n, err := io.Copy(w, content); err != nil || n != size {
-		// The status is sent; all that is left is to cut the connection, which
-		// the other end cannot mistake for the end of the file.
-		panic(http.ErrAbortHandler)
-	}
-}
+// serverHeader is in every answer of a relay's console. A 404 without it comes
+// from something else, a proxy or the wrong port, and says nothing of WAL: to
+// take it for "not there" would end a recovery too early.
+const serverHeader = "rideau"
 
 // Remote is the archive of a running relay, at the address of its console, as
-// in http://localhost:5480. It is a [Source] for [Fetch].
+// in http://localhost:5480. It is a [Source] for [Fetch], and has no partial
+// segments: a relay serves the one it is writing to standbys that stream.
 type Remote struct {
 	url    string
 	client *http.Client
@@ -71,19 +34,20 @@ const (
 	silenceTimeout = 30 * time.Second // without an answer's head, or without more of its body
 )
 
-// NewRemote answers the archive at address, a URL to which /wal/NAME is
-// appended.
+// NewRemote answers the archive of the relay whose console is at address,
+// http://HOST:PORT. Nothing may follow: a console answers 404 for paths it does
+// not know, and a mistake here must not look like WAL that is not there.
 func NewRemote(address string) (*Remote, error) {
 	u, err := url.Parse(address)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return nil, fmt.Errorf("invalid address %q of an archive: want http://HOST:PORT", address)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || strings.Trim(u.Path, "/")+u.RawQuery+u.Fragment != "" {
+		return nil, fmt.Errorf("invalid address %q of a relay: want http://HOST:PORT", address)
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.DialContext = (&net.Dialer{Timeout: connectTimeout}).DialContext
 	transport.ResponseHeaderTimeout = silenceTimeout
 	transport.DisableCompression = true // Content-Length is that of the file
 	return &Remote{
-		url:    strings.TrimSuffix(address, "/") + "/wal/",
+		url:    u.Scheme + "://" + u.Host + "/wal/",
 		client: &http.Client{Transport: transport},
 	}, nil
 }
@@ -123,25 +87,27 @@ func (r *Remote) Open(ctx context.Context, name string) (io.ReadCloser, int64, e
 	}
 	body := &remoteBody{body: resp.Body, source: r.url, ctx: reqCtx, cancel: cancel}
 	body.timer = time.AfterFunc(silenceTimeout, func() { cancel(errSilent) })
-	if resp.StatusCode == http.StatusOK && resp.ContentLength >= 0 && resp.Header.Get(servedHeader) != "" {
+	ours := resp.Header.Get("Server") == serverHeader
+	if ours && resp.StatusCode == http.StatusOK && resp.ContentLength >= 0 {
 		return body, resp.ContentLength, nil
 	}
 	defer body.Close()
-	return nil, 0, r.refused(name, resp.StatusCode, resp.Header.Get(servedHeader) != "", body)
+	return nil, 0, r.refusal(name, resp.StatusCode, ours, body)
 }
 
-// refused is the error for an answer other than the file.
-func (r *Remote) refused(name string, status int, archive bool, body io.Reader) error {
-	text, _ := io.ReadAll(io.LimitReader(body, 1000))
-	reason := strings.TrimSpace(string(text))
+// refusal is the error for an answer other than the file.
+func (r *Remote) refusal(name string, status int, ours bool, body io.Reader) error {
 	switch {
-	case !archive:
-		return &UnreachableError{Source: r.url, Err: fmt.Errorf("what answers there is not the archive of a relay (HTTP status %d)", status)}
+	case !ours:
+		return &UnreachableError{Source: r.url, Err: fmt.Errorf("what answers there is not a relay (HTTP status %d)", status)}
 	case status == http.StatusNotFound:
 		return &fs.PathError{Op: "get", Path: r.url + name, Err: fs.ErrNotExist}
-	default:
-		return &UnreachableError{Source: r.url, Err: fmt.Errorf("%s (HTTP status %d)", reason, status)}
 	}
+	var answer struct{ Error string }
+	if err := json.NewDecoder(io.LimitReader(body, 10_000)).Decode(&answer); err != nil || answer.Error == "" {
+		answer.Error = "it says nothing more"
+	}
+	return &UnreachableError{Source: r.url, Err: fmt.Errorf("the relay answered with HTTP status %d: %s", status, answer.Error)}
 }
 
 // withoutURL drops what the http package puts before the cause.
