@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"reflect"
-	"strings"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
@@ -51,7 +50,7 @@ type logConfig struct {
 }
 
 // readConfig reads a configuration file. What is wrong with its form is a
-// usageError with the line; what its values mean is for validate.
+// usageError with the line; what its values mean is for [config.resolve].
 func readConfig(name string) (config, error) {
 	f, err := os.Open(name)
 	if err != nil {
@@ -164,31 +163,4 @@ func (f *configFile) line(path string) int {
 		return 0
 	}
 	return node.GetToken().Position.Line
-}
-
-// validate checks what can be checked without touching anything, and returns
-// what is allowed but unwise.
-func (cfg *config) validate() (warnings []string, err error) {
-	if strings.TrimSpace(cfg.Relay.Upstream) == "" {
-		return nil, cfg.invalid("relay.upstream", "Give the connection string of the server WAL comes from.", errors.New("no connection string"))
-	}
-	if cfg.Relay.Dir == "" {
-		return nil, cfg.invalid("relay.dir", "Give the directory to keep WAL in.", errors.New("no directory"))
-	}
-	if _, _, err := parseKeep(cfg.Relay.Keep); err != nil {
-		return nil, cfg.invalid("relay.keep", keepHint, err)
-	}
-	if (cfg.Relay.TLS.Cert == "") != (cfg.Relay.TLS.Key == "") {
-		return nil, cfg.invalid("relay.tls", "", errors.New("cert and key need each other"))
-	}
-	if cfg.Relay.TLS.ClientCA != "" && cfg.Relay.TLS.Cert == "" {
-		return nil, cfg.invalid("relay.tls", "", errors.New("client_ca needs cert and key"))
-	}
-	if _, err := newLog(io.Discard, cfg.Log.Format, cfg.Log.Level); err != nil {
-		return nil, cfg.invalid("log", "The format is text or json; the level is debug, info, warn or error.", err)
-	}
-	if cfg.file != nil && cfg.file.readableByAll && maskPasswords(cfg.Relay.Upstream) != cfg.Relay.Upstream {
-		warnings = append(warnings, fmt.Sprintf("%s holds a password and can be read by every user of this machine; chmod 600 it, or use a passfile", cfg.file.name))
-	}
-	return warnings, nil
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 
 	"github.com/spf13/cobra"
@@ -64,8 +65,21 @@ func (f *daemonFlags) override(cmd *cobra.Command, cfg *config) error {
 		no := false
 		cfg.Relay.ForwardSQL = &no
 	}
-	if _, _, err := parseKeep(cfg.Relay.Keep); given("keep") && err != nil {
-		return &usageError{err: usageErrorf(cmd, "invalid --keep: %w", err).err, hint: keepHint}
+	if given("keep") {
+		if _, err := parseKeep(f.keep); err != nil {
+			return &usageError{err: fmt.Errorf("invalid --keep: %w", err), hint: keepHint}
+		}
+	}
+	var err error
+	if given("hba") {
+		if cfg.Relay.HBA, err = readHBAFile(f.hba); err != nil {
+			return err
+		}
+	}
+	if given("users") {
+		if cfg.Relay.Users, err = readUsersFile(f.users); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"rideau/archive"
 )
 
 // Units of --keep, in PostgreSQL's spelling (src/backend/utils/misc/guc.c) with
@@ -22,37 +24,36 @@ var (
 )
 
 // parseKeep reads how much WAL to keep: a size ("20GB"), an age ("7d", "36h"),
-// or "all", which is also what "" means. One of size and age is zero; both are
-// for all.
-func parseKeep(s string) (size int64, age time.Duration, err error) {
+// or "all", which is also what "" means.
+func parseKeep(s string) (archive.Keep, error) {
 	text := strings.TrimSpace(s)
 	if text == "" || strings.EqualFold(text, "all") {
-		return 0, 0, nil
+		return archive.Keep{}, nil
 	}
 	digits := strings.IndexFunc(text, func(r rune) bool { return (r < '0' || r > '9') && r != '.' })
 	if digits < 0 {
-		return 0, 0, fmt.Errorf("%q has no unit", s)
+		return archive.Keep{}, fmt.Errorf("%q has no unit", s)
 	}
 	number, err := strconv.ParseFloat(text[:digits], 64)
 	if err != nil {
-		return 0, 0, fmt.Errorf("%q is neither a size nor an age", s)
+		return archive.Keep{}, fmt.Errorf("%q is neither a size nor an age", s)
 	}
 	if number == 0 {
-		return 0, 0, fmt.Errorf("%q would keep nothing", s)
+		return archive.Keep{}, fmt.Errorf("%q would keep nothing", s)
 	}
 	unit := strings.ToLower(strings.TrimSpace(text[digits:]))
 	product := number * float64(max(sizeUnits[unit], int64(ageUnits[unit])))
 	switch {
 	case product == 0:
-		return 0, 0, fmt.Errorf("%q has an unknown unit %q", s, strings.TrimSpace(text[digits:]))
+		return archive.Keep{}, fmt.Errorf("%q has an unknown unit %q", s, strings.TrimSpace(text[digits:]))
 	case product >= math.MaxInt64:
-		return 0, 0, fmt.Errorf("%q is too much to count", s)
+		return archive.Keep{}, fmt.Errorf("%q is too much to count", s)
 	case product < 1:
-		return 0, 0, fmt.Errorf("%q would keep nothing", s)
+		return archive.Keep{}, fmt.Errorf("%q would keep nothing", s)
 	case ageUnits[unit] != 0:
-		return 0, time.Duration(product), nil
+		return archive.Keep{Age: time.Duration(product)}, nil
 	}
-	return int64(product), 0, nil
+	return archive.Keep{Size: int64(product)}, nil
 }
 
 const keepHint = `Give a size (kB, MB, GB, TB) or an age (min, h, d, w), such as 20GB or 7d, or "all".`

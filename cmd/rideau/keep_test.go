@@ -3,6 +3,8 @@ package main
 import (
 	"testing"
 	"time"
+
+	"rideau/archive"
 )
 
 func TestParseKeep(t *testing.T) {
@@ -39,9 +41,9 @@ func TestParseKeep(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			size, age, err := parseKeep(tt.text)
-			if size != tt.size || age != tt.age || (err == nil) != tt.ok {
-				t.Errorf("parseKeep(%q) = %d, %v, %v; want %d, %v, ok %v", tt.text, size, age, err, tt.size, tt.age, tt.ok)
+			keep, err := parseKeep(tt.text)
+			if keep.Size != tt.size || keep.Age != tt.age || (err == nil) != tt.ok {
+				t.Errorf("parseKeep(%q) = %d, %v, %v; want %d, %v, ok %v", tt.text, keep.Size, keep.Age, err, tt.size, tt.age, tt.ok)
 			}
 		})
 	}
@@ -52,9 +54,9 @@ func FuzzParseKeep(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		size, age, err := parseKeep(s)
-		if size < 0 || age < 0 || size > 0 && age > 0 || err != nil && (size != 0 || age != 0) {
-			t.Errorf("parseKeep(%q) = %d, %v, %v", s, size, age, err)
+		keep, err := parseKeep(s)
+		if keep.Size < 0 || keep.Age < 0 || keep.Size > 0 && keep.Age > 0 || err != nil && keep != (archive.Keep{}) {
+			t.Errorf("parseKeep(%q) = %+v, %v", s, keep, err)
 		}
 	})
 }

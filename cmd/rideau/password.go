@@ -2,8 +2,6 @@ package main
 
 import (
 	"bufio"
-	"crypto/rand"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -11,9 +9,9 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"github.com/xdg-go/scram"
-	"github.com/xdg-go/stringprep"
 	"golang.org/x/term"
+
+	"rideau/pgrepl"
 )
 
 const passwordHelp = `Usage: rideau password
@@ -34,13 +32,6 @@ Example:
     SCRAM-SHA-256$4096:pZ0s...
 `
 
-// Of PostgreSQL's src/include/common/scram-common.h: the number of iterations
-// that scram_iterations has by default, and the length of a salt in bytes.
-const (
-	scramIterations = 4096
-	scramSaltLength = 16
-)
-
 func newPasswordCommand() *cobra.Command {
 	return newCommand("password", passwordHelp, func(cmd *cobra.Command, args []string) error {
 		if len(args) > 0 {
@@ -52,9 +43,7 @@ func newPasswordCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		salt := make([]byte, scramSaltLength)
-		rand.Read(salt) // never fails
-		verifier, err := scramVerifier(password, salt, scramIterations)
+		verifier, err := pgrepl.NewVerifier(password)
 		if err != nil {
 			return err
 		}
@@ -88,29 +77,4 @@ func askPassword(in io.Reader, prompt io.Writer) (string, error) {
 		return "", errors.New("the two passwords differ")
 	}
 	return typed[0], nil
-}
-
-// scramVerifier returns what PostgreSQL stores for a password (see
-// scram_build_secret in src/common/scram-common.c):
-//
-//	SCRAM-SHA-256$ITERATIONS:SALT$STOREDKEY:SERVERKEY
-func scramVerifier(password string, salt []byte, iterations int) (string, error) {
-	if password == "" {
-		return "", errors.New("the password is empty")
-	}
-	// Both ends normalize a password, and use it as it is where that cannot be
-	// done: a password that is not valid UTF-8, or has forbidden characters.
-	if prepared, err := stringprep.SASLprep.Prepare(password); err == nil && prepared != "" {
-		password = prepared
-	}
-	client, err := scram.SHA256.NewClientUnprepped("", password, "")
-	if err != nil {
-		return "", fmt.Errorf("could not prepare the password: %w", err)
-	}
-	keys, err := client.GetStoredCredentialsWithError(scram.KeyFactors{Salt: string(salt), Iters: iterations})
-	if err != nil {
-		return "", fmt.Errorf("could not derive the verifier: %w", err)
-	}
-	encode := base64.StdEncoding.EncodeToString
-	return fmt.Sprintf("SCRAM-SHA-256$%d:%s$%s:%s", iterations, encode(salt), encode(keys.StoredKey), encode(keys.ServerKey)), nil
 }

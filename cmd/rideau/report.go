@@ -80,24 +80,15 @@ func report(stderr io.Writer, name string, err error) int {
 			return status
 		}
 	}
-	fmt.Fprintf(stderr, "%s: %s\n", name, maskPasswords(err.Error()))
-	detail, hint := advice(err)
-	if detail != "" {
-		fmt.Fprintf(stderr, "detail: %s\n", maskPasswords(detail))
+	words := explain(err)
+	fmt.Fprintf(stderr, "%s: %s\n", name, maskPasswords(words.message))
+	if words.detail != "" {
+		fmt.Fprintf(stderr, "detail: %s\n", maskPasswords(words.detail))
 	}
-	if hint != "" {
-		fmt.Fprintf(stderr, "hint: %s\n", maskPasswords(hint))
+	if words.hint != "" {
+		fmt.Fprintf(stderr, "hint: %s\n", maskPasswords(words.hint))
 	}
 	return status
-}
-
-// advice says what lies behind an error and what to do about it, where we know.
-func advice(err error) (detail, hint string) {
-	var usage *usageError
-	if errors.As(err, &usage) {
-		return "", usage.hint
-	}
-	return "", ""
 }
 
 // What a password looks like in the connection strings of libpq: a keyword with

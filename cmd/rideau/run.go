@@ -61,15 +61,15 @@ func newRunCommand() *cobra.Command {
 		if err := flags.override(cmd, &cfg); err != nil {
 			return err
 		}
-		warnings, err := cfg.validate()
-		if err != nil {
-			return err
-		}
 		if check {
-			for _, w := range warnings {
-				fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", maskPasswords(w))
+			set, err := cfg.resolve(cmd.ErrOrStderr())
+			if err != nil {
+				return err
 			}
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s is valid\n", file)
+			for _, w := range set.warnings {
+				fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", w)
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is valid\n", file)
 			return err
 		}
 		return serve(cmd.Context(), cfg, cmd.ErrOrStderr())

@@ -1,0 +1,266 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"regexp"
+	"strings"
+	"syscall"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"rideau/archive"
+	"rideau/internal/durable"
+	"rideau/wal"
+)
+
+// An explanation is an error in PostgreSQL's three parts: the message says what
+// happened, the detail what lies behind it, the hint what to do about it.
+type explanation struct {
+	message, detail, hint string
+}
+
+// explain turns an error into words. Types hold the facts, and the hints that
+// follow from them are all here. The first case that fits decides, so what says
+// more comes first.
+func explain(err error) explanation {
+	var usage *usageError
+	if errors.As(err, &usage) {
+		return explanation{message: err.Error(), hint: usage.hint}
+	}
+	if e, ok := explainOwn(err); ok {
+		return e
+	}
+	if failed := connectErrors(err); len(failed) > 0 {
+		return explainConnect(failed)
+	}
+	var server *pgconn.PgError
+	if errors.As(err, &server) {
+		return explanation{
+			message: strings.TrimSuffix(err.Error(), ": "+server.Error()),
+			detail:  serverSaid(server),
+			hint:    serverHint(server, "USER"),
+		}
+	}
+	return explanation{message: message(err), hint: systemHint(err)}
+}
+
+// explainOwn explains the errors of our own packages.
+func explainOwn(err error) (explanation, bool) {
+	e := explanation{message: err.Error()}
+	var (
+		locked      *durable.LockedError
+		corrupt     *wal.CorruptError
+		damage      *archive.DamageError
+		unreachable *archive.UnreachableError
+		parse       *pgconn.ParseConfigError
+	)
+	switch {
+	case errors.As(err, &locked):
+		e.hint = "Another relay keeps its WAL there. Each needs a directory of its own."
+	case errors.As(err, &corrupt):
+		e.detail = "The WAL was refused as it came, before its end was acknowledged."
+		e.hint = "If pg_waldump finds the same error on the server, the server's disk is at fault. If not, it was the network: start the relay again."
+	case errors.As(err, &damage):
+		e.hint = "Fetch the file from another archive, or from the server if it is still in its pg_wal."
+	case errors.As(err, &unreachable):
+		e.hint = "Is the relay running, and is this the address of its --http?"
+	case errors.As(err, &parse):
+		e.hint = "It is read as psql reads it: 'host=db1 user=replicator' or postgresql://replicator@db1."
+	case errors.Is(err, context.Canceled):
+		e.message = "interrupted"
+	default:
+		return e, false
+	}
+	return e, true
+}
+
+// connectErrors finds in err the failures to connect, one a server.
+func connectErrors(err error) []*pgconn.ConnectError {
+	switch x := err.(type) {
+	case *pgconn.ConnectError:
+		return []*pgconn.ConnectError{x}
+	case interface{ Unwrap() []error }:
+		var all []*pgconn.ConnectError
+		for _, e := range x.Unwrap() {
+			all = append(all, connectErrors(e)...)
+		}
+		return all
+	case interface{ Unwrap() error }:
+		return connectErrors(x.Unwrap())
+	}
+	return nil
+}
+
+// explainConnect says why no server could be connected to. Of several, each has
+// its line in the detail, and the first that answered at all gives the hint.
+func explainConnect(failed []*pgconn.ConnectError) explanation {
+	var lines []string
+	var e explanation
+	answered := false
+	for _, f := range failed {
+		_, address := pgconn.NetworkAddress(f.Config.Host, f.Config.Port)
+		cause, server := connectCause(f)
+		lines = append(lines, fmt.Sprintf("%s: %s", address, cause))
+		if e.message == "" || server != nil && !answered {
+			e = explanation{
+				message: fmt.Sprintf("could not connect to server %q as user %q: %s", address, f.Config.User, cause),
+				hint:    systemHint(f),
+			}
+			if server != nil {
+				e.message = strings.TrimSuffix(e.message, ": "+cause)
+				e.detail = serverSaid(server)
+				e.hint = serverHint(server, f.Config.User)
+			}
+			answered = server != nil
+		}
+	}
+	if len(failed) > 1 {
+		e.message = fmt.Sprintf("could not connect to any of %d servers", len(failed))
+		e.detail = strings.Join(lines, "\n        ")
+	}
+	return e
+}
+
+// connectCause finds the reason why a connection failed. pgconn tries every
+// address of a host, and where sslmode allows it both with and without TLS;
+// what a server said counts for more than that another address was silent.
+func connectCause(f *pgconn.ConnectError) (string, *pgconn.PgError) {
+	var server *pgconn.PgError
+	if errors.As(f, &server) {
+		return strings.TrimSuffix(serverSaid(server)[len("The server said: "):], "."), server
+	}
+	return message(f.Unwrap()), nil
+}
+
+// message is what an error says, without the names of system calls and the
+// repetitions that Go's network errors come with.
+func message(err error) string {
+	var (
+		dns   *net.DNSError
+		op    *net.OpError
+		errno syscall.Errno
+	)
+	switch {
+	case errors.As(err, &dns) && dns.IsNotFound:
+		return fmt.Sprintf("there is no host %q", dns.Name)
+	case errors.As(err, &dns):
+		return fmt.Sprintf("could not look up host %q: %s", dns.Name, dns.Err)
+	case errors.As(err, &op) && op.Op == "listen" && op.Addr != nil && errors.As(err, &errno):
+		return fmt.Sprintf("could not listen on %q: %s", op.Addr, errno)
+	case errors.As(err, &op) && op.Op == "dial" && errors.As(err, &errno):
+		return errno.Error()
+	case pgconn.Timeout(err):
+		return "no answer in time"
+	}
+	return strings.ReplaceAll(err.Error(), "\n", "; ")
+}
+
+func serverSaid(e *pgconn.PgError) string {
+	said := fmt.Sprintf("The server said: %s (SQLSTATE %s).", e.Message, e.Code)
+	if e.Detail != "" {
+		said += " " + e.Detail
+	}
+	return said
+}
+
+// quoted finds what the server puts in quotes. Its words may be in any
+// language; names, addresses and settings are not translated, and SQLSTATEs
+// neither.
+var quoted = regexp.MustCompile(`["«„“]\s?([^"»“”]*?)\s?["»“”]`)
+
+// serverHint says what to do about what a server said to user. What the server
+// itself suggests comes first: it knows best.
+func serverHint(e *pgconn.PgError, user string) string {
+	role := quoteIdentifier(user)
+	switch {
+	case e.Code == "28P01": // invalid_password
+		return "Give the password in a password file (~/.pgpass), in PGPASSWORD, or in the connection string."
+	case e.Code == "28000" && strings.Contains(e.Message, "pg_hba.conf"): // invalid_authorization_specification
+		// no pg_hba.conf entry for replication connection from host "10.0.0.7", user "replicator", no encryption
+		address := "ADDRESS/32"
+		if m := quoted.FindStringSubmatch(e.Message); m != nil {
+			if ip := net.ParseIP(m[1]); ip != nil && ip.To4() != nil {
+				address = m[1] + "/32"
+			} else if ip != nil {
+				address = m[1] + "/128"
+			}
+		}
+		return fmt.Sprintf("Add this line to the server's pg_hba.conf, before any that rejects, and reload it (SELECT pg_reload_conf()): host replication %s %s scram-sha-256", role, address)
+	case e.Code == "28000": // no such role, or it may not log in
+		return fmt.Sprintf("On the server: CREATE ROLE %s LOGIN REPLICATION PASSWORD '...'; or, if the role is there: ALTER ROLE %[1]s LOGIN REPLICATION.", role)
+	case e.Code == "42501": // insufficient_privilege: permission denied to start WAL sender
+		return fmt.Sprintf("On the server: ALTER ROLE %s REPLICATION. If it has it already: a line such as this is needed in pg_hba.conf: host replication %[1]s ADDRESS/32 scram-sha-256", role)
+	case e.Code == "53300" && strings.Contains(e.Message, "max_wal_senders"): // too_many_connections
+		return "Raise max_wal_senders on the server (0 is off, 10 the default; it needs wal_level replica or logical) and restart it."
+	case e.Code == "53300":
+		return "The server has no connection left: raise max_connections, or end some."
+	case e.Code == "53400": // configuration_limit_exceeded: all replication slots are in use
+		return "Drop a slot that nobody uses (see pg_replication_slots), or raise max_replication_slots on the server and restart it."
+	case e.Code == "55006": // object_in_use
+		return "Another relay or standby uses the slot. Give this one another with --slot NAME, or wait: a server can take wal_sender_timeout to notice that a connection is dead."
+	case e.Code == "55000" && strings.Contains(e.Message, "wal_level"): // object_not_in_prerequisite_state
+		return "Set wal_level to replica or logical on the server and restart it."
+	case e.Code == "55000" && strings.Contains(e.Message, "slot"):
+		return "The slot cannot be used any more, or not for physical replication. Drop it on the server (SELECT pg_drop_replication_slot('NAME')), or use another with --slot NAME."
+	case e.Code == "58P01": // undefined_file: requested WAL segment ... has already been removed
+		return "Fill the gap from another archive, or begin again with an empty directory and a new base backup. A replication slot (--slot NAME) keeps this from happening again."
+	case e.Code == "57P03": // cannot_connect_now
+		return "Try again when the server has started; a relay that runs does so by itself."
+	case e.Hint != "":
+		return e.Hint
+	}
+	return ""
+}
+
+// systemHint says what to do about errors of the network and of the disk.
+func systemHint(err error) string {
+	var (
+		dns       *net.DNSError
+		op        *net.OpError
+		authority x509.UnknownAuthorityError
+		hostname  x509.HostnameError
+	)
+	listening := errors.As(err, &op) && op.Op == "listen"
+	switch {
+	case errors.As(err, &dns):
+		return "Check host= in the connection string, and PGHOST."
+	case errors.Is(err, syscall.EADDRINUSE):
+		return "Choose another address (--listen for standbys, --http for the console), or stop what is there; ss -ltnp names it."
+	case errors.Is(err, syscall.EADDRNOTAVAIL) && listening:
+		return "The address must be one of this machine's; :PORT is all of them."
+	case errors.Is(err, fs.ErrPermission) && listening:
+		return "Ports below 1024 are for root. A socket's directory must be writable for the user that runs rideau."
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "Is the server running there, and accepting TCP connections (listen_addresses, port)?"
+	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH), pgconn.Timeout(err):
+		return "Is the host up, and does a firewall let us through?"
+	case errors.As(err, &authority):
+		return "Name the certificate authority with sslrootcert=FILE in the connection string."
+	case errors.As(err, &hostname):
+		return "The certificate is for another host. Connect by the name that is in it, or use sslmode=verify-ca."
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return "Make room, or keep less WAL with --keep SIZE."
+	case errors.Is(err, syscall.EROFS):
+		return "The file system is mounted read-only; the kernel's log may say why."
+	case errors.Is(err, syscall.ENOTDIR), errors.Is(err, fs.ErrExist):
+		return "Give a directory, one that is there or one to be made."
+	case errors.Is(err, fs.ErrPermission):
+		return "The user that runs rideau must own the directory and be able to write to it."
+	}
+	return ""
+}
+
+// quoteIdentifier quotes a name for SQL and pg_hba.conf, where it needs it.
+func quoteIdentifier(name string) string {
+	if plainIdentifier.MatchString(name) {
+		return name
+	}
+	return `"` + strings.ReplaceAll(name, `"`, `""`) + `"`
+}
+
+var plainIdentifier = regexp.MustCompile(`^[a-z_][a-z0-9_]*$|^USER$`)
