@@ -1,0 +1,199 @@
+package relay
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"rideau/pgrepl"
+)
+
+// forwardDialTimeout bounds how long the server may take to answer.
+const forwardDialTimeout = 10 * time.Second
+
+// errNoServer is what a client hears whose request only a server can answer.
+var errNoServer = &pgrepl.Error{Code: "57P03", Message: "cannot connect now",
+	Detail: "The relay has no connection to its server, which alone can answer this."}
+
+// forward passes a connection that is not for physical replication on to the
+// server that WAL comes from: its startup packet, then every byte both ways.
+// The server authenticates the client by its own rules, for which the client's
+// address is the relay's.
+func (r *Relay) forward(ctx context.Context, s *pgrepl.Session) error {
+	if !r.cfg.ForwardSQL {
+		if s.Kind == pgrepl.Cancel {
+			return nil
+		}
+		return s.Fatal(&pgrepl.Error{Code: "0A000", Message: "the relay serves physical replication only",
+			Hint: "Connect to the primary, or let the relay pass such connections on (forward_sql)."})
+	}
+	target := r.currentTarget()
+	if target == nil {
+		if s.Kind == pgrepl.Cancel {
+			return nil
+		}
+		return s.Fatal(errNoServer)
+	}
+	dctx, cancel := context.WithTimeout(ctx, forwardDialTimeout)
+	server, err := target.Dial(dctx)
+	cancel()
+	if err != nil {
+		r.log.Info("could not pass a connection on", "server", target.String(), "err", err)
+		if s.Kind == pgrepl.Cancel {
+			return nil
+		}
+		return s.Fatal(&pgrepl.Error{Code: "08001", Message: fmt.Sprintf("could not connect to server %q", target), Detail: "The relay passes such connections on to its server."})
+	}
+	defer server.Close()
+	if _, err := server.Write(s.StartupPacket()); err != nil {
+		return err
+	}
+	if s.Kind == pgrepl.Cancel {
+		// The server hangs up when it has done it; so do we then.
+		io.Copy(io.Discard, server)
+		return nil
+	}
+	r.stats.forwarded.Add(1)
+	defer r.stats.forwarded.Add(-1)
+	splice(ctx, s.Conn(), server)
+	return nil
+}
+
+// splice copies both ways until both have ended, or one has failed, or ctx is
+// done. An end is passed on as one.
+func splice(ctx context.Context, a, b net.Conn) {
+	stop := context.AfterFunc(ctx, func() {
+		a.SetDeadline(time.Unix(1, 0))
+		b.SetDeadline(time.Unix(1, 0))
+	})
+	defer stop()
+	var wg sync.WaitGroup
+	pipe := func(dst, src net.Conn) {
+		_, err := io.Copy(dst, src)
+		if half, ok := dst.(interface{ CloseWrite() error }); ok && err == nil {
+			half.CloseWrite()
+			return
+		}
+		a.SetDeadline(time.Unix(1, 0))
+		b.SetDeadline(time.Unix(1, 0))
+	}
+	wg.Go(func() { pipe(a, b) })
+	wg.Go(func() { pipe(b, a) })
+	wg.Wait()
+}
+
+// pinned is a connection to the server that belongs to one of our clients, for
+// the commands that only the server can do. It is kept, because an uploaded
+// manifest belongs to the connection it came by.
+type pinned struct {
+	relay   *Relay
+	session *pgrepl.Session
+	conn    *pgrepl.Conn
+}
+
+func (p *pinned) close() {
+	if p.conn != nil {
+		p.conn.Close()
+		p.conn = nil
+	}
+}
+
+// pass sends a command on and the answer back, message by message as they are,
+// until the server is ready for another; what the client sends meanwhile
+// (CopyData of a manifest) goes the other way.
+func (p *pinned) pass(ctx context.Context, cmd pgrepl.Command) error {
+	client := p.session.Conn()
+	if p.conn == nil {
+		target := p.relay.currentTarget()
+		if target == nil {
+			return p.session.Error(errNoServer)
+		}
+		conn, err := target.Connect(ctx)
+		if err != nil {
+			p.relay.log.Info("could not pass a command on", "server", target.String(), "err", err)
+			return p.session.Error(&pgrepl.Error{Code: "08001", Message: fmt.Sprintf("could not connect to server %q", target),
+				Detail: "The relay passes this command on to its server."})
+		}
+		p.conn = conn
+	}
+	from, server := p.conn.Raw()
+	stop := context.AfterFunc(ctx, func() {
+		server.SetDeadline(time.Unix(1, 0))
+		client.SetDeadline(time.Unix(1, 0))
+	})
+	defer stop()
+
+	text := cmd.Text()
+	msg := binary.BigEndian.AppendUint32([]byte{'Q'}, uint32(4+len(text)+1))
+	msg = append(append(msg, text...), 0)
+	if _, err := server.Write(msg); err != nil {
+		return err
+	}
+
+	// The client speaks only while the server is in COPY IN mode, and then
+	// until CopyDone or CopyFail; nothing is read from it otherwise.
+	var uploading sync.WaitGroup
+	head := make([]byte, 5)
+	buf := make([]byte, 128<<10)
+	for {
+		if _, err := io.ReadFull(from, head); err != nil {
+			p.close()
+			if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+				err = fmt.Errorf("server closed the connection during %.20q: %w", text, err)
+			}
+			return err
+		}
+		tag, n := head[0], int64(binary.BigEndian.Uint32(head[1:]))-4
+		if n < 0 {
+			return fmt.Errorf("invalid message length from server: %d", n+4)
+		}
+		if _, err := client.Write(head); err != nil {
+			return err
+		}
+		if _, err := io.CopyBuffer(writerOnly{client}, io.LimitReader(from, n), buf); err != nil {
+			return err
+		}
+		switch tag {
+		case 'G':
+			uploading.Go(func() { upload(server, client) })
+		case 'Z':
+			uploading.Wait()
+			return nil
+		}
+	}
+}
+
+// writerOnly hides ReadFrom, so that CopyBuffer uses the buffer.
+type writerOnly struct{ io.Writer }
+
+// upload passes the client's CopyData on, up to CopyDone or CopyFail. If that
+// fails the server's connection ends, and with it the command.
+func upload(server, client net.Conn) {
+	head := make([]byte, 5)
+	for {
+		if _, err := io.ReadFull(client, head); err != nil {
+			server.Close()
+			return
+		}
+		n := int64(binary.BigEndian.Uint32(head[1:])) - 4
+		if n < 0 {
+			server.Close()
+			return
+		}
+		if _, err := server.Write(head); err != nil {
+			return
+		}
+		if _, err := io.CopyN(server, client, n); err != nil {
+			server.Close()
+			return
+		}
+		if head[0] == 'c' || head[0] == 'f' {
+			return
+		}
+	}
+}

@@ -1,0 +1,256 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"rideau/pgrepl"
+	"rideau/wal"
+)
+
+// statusInterval is wal_receiver_status_interval's default: the server hears
+// of us at least so often.
+const statusInterval = 10 * time.Second
+
+// receive takes WAL of tli until the stream ends or fails. Two goroutines
+// share the work, so that WAL goes on arriving while older WAL is synced:
+//
+//	receiver  read, check, write ─┐ commit
+//	syncer                        └─▶ fdatasync, publish, report
+//
+// A third one looks after the connection: reports that nothing else caused,
+// and a server that fell silent.
+func (r *Relay) receive(ctx context.Context, c *candidate, tli wal.TLI) error {
+	sp := r.spool()
+	ctx, cancel := context.WithCancelCause(ctx)
+	var wg sync.WaitGroup
+	// Reads and writes fail once ctx is done, whoever ended it.
+	stopWatch := context.AfterFunc(ctx, func() { c.conn.SetReadDeadline(time.Unix(1, 0)) })
+
+	var heard atomic.Int64 // when the server last sent something, unix nanoseconds
+	heard.Store(time.Now().UnixNano())
+	r.reports.start(c.conn, sp)
+	wg.Go(func() {
+		if err := r.syncer(ctx, sp); err != nil {
+			cancel(err)
+		}
+	})
+	wg.Go(func() {
+		if err := r.heartbeat(ctx, c.server, &heard); err != nil {
+			cancel(err)
+		}
+	})
+
+	err := r.reports.send(true, false)
+	if err == nil {
+		err = r.take(ctx, c, sp, tli, &heard)
+	}
+	// A deadline that we set ourselves is not the reason.
+	if cause := context.Cause(ctx); cause != nil && errors.Is(err, os.ErrDeadlineExceeded) {
+		err = cause
+	}
+	cancel(err)
+	wg.Wait()
+	stopWatch()
+	c.conn.SetReadDeadline(time.Time{})
+
+	// What was taken is kept, and said, however the stream ended. A failed
+	// sync must not be tried again: the spool is read anew from the disk.
+	var failed *syncError
+	var corrupt *wal.CorruptError
+	switch {
+	case errors.As(err, &failed), errors.As(err, &corrupt):
+		if err := r.reload(sp.position().Complete); err != nil {
+			r.reports.stop()
+			return &localError{err}
+		}
+	default:
+		if serr := sp.sync(time.Now); serr != nil {
+			r.reports.stop()
+			if err := r.reload(sp.position().Complete); err != nil {
+				return &localError{err}
+			}
+			return &syncError{serr}
+		}
+		r.reports.send(false, false)
+	}
+	r.reports.stop()
+	return err
+}
+
+// take is the receiver's loop.
+func (r *Relay) take(ctx context.Context, c *candidate, sp *spool, tli wal.TLI, heard *atomic.Int64) error {
+	for {
+		in, err := c.conn.Next(tli)
+		if err != nil {
+			return err
+		}
+		heard.Store(time.Now().UnixNano())
+		r.stats.upstreamEnd.Store(uint64(in.End))
+		if in.Len > 0 {
+			if in.Start != sp.written {
+				return fmt.Errorf("server sent WAL at %s where %s was expected", in.Start, sp.written)
+			}
+			for n := in.Len; n > 0; {
+				p := sp.space(n)
+				if err := c.conn.ReadWAL(p); err != nil {
+					return err
+				}
+				if err := sp.append(ctx, p); err != nil {
+					return err
+				}
+				n -= len(p)
+			}
+			r.stats.received.Add(uint64(in.Len))
+			sp.commit()
+		}
+		if in.ReplyRequested {
+			if err := r.reports.send(true, false); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// A syncError says that the disk could not make WAL durable. What was not yet
+// acknowledged is received again.
+type syncError struct{ err error }
+
+func (e *syncError) Error() string { return "could not sync WAL: " + e.err.Error() }
+func (e *syncError) Unwrap() error { return e.err }
+
+// syncer syncs whenever there is something to sync, and reports it.
+func (r *Relay) syncer(ctx context.Context, sp *spool) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-sp.dirty:
+		}
+		if err := sp.sync(time.Now); err != nil {
+			return &syncError{err}
+		}
+		if err := r.reports.send(false, false); err != nil {
+			return err
+		}
+	}
+}
+
+// heartbeat reports when nothing else does, asks a silent server whether it is
+// still there, and gives it up after the timeout.
+func (r *Relay) heartbeat(ctx context.Context, server string, heard *atomic.Int64) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	timeout := r.cfg.ReceiverTimeout
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		silent := time.Since(time.Unix(0, heard.Load()))
+		var err error
+		switch full := r.stats.full.Load(); {
+		case full:
+			// We do not read, so the server cannot be heard; it must hear us.
+			err = r.reports.send(true, false)
+		case timeout > 0 && silent > timeout:
+			return fmt.Errorf("server %q has not sent anything for %s", server, silent.Round(time.Second))
+		case timeout > 0 && silent > timeout/2:
+			err = r.reports.send(true, true)
+		default:
+			err = r.reports.tick()
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// reports is what we tell the server. Flush is the end of the last whole
+// record on disk, of the timeline that is being streamed: a commit is one, so
+// nobody waits for more; and the server's slot then keeps the record that we
+// have only half of, should we have to read it again after a crash.
+type reports struct {
+	relay *Relay
+
+	mu       sync.Mutex
+	conn     *pgrepl.Conn // nil: nobody listens
+	sp       *spool
+	last     pgrepl.Status
+	feedback pgrepl.Feedback
+	fedBack  time.Time
+}
+
+func (p *reports) start(conn *pgrepl.Conn, sp *spool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.conn, p.sp, p.last = conn, sp, pgrepl.Status{}
+	// A report never blocks for longer than the server would wait for it.
+	conn.SetWriteDeadline(time.Time{})
+	p.fedBack = time.Time{}
+}
+
+func (p *reports) stop() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.conn = nil
+}
+
+// send reports where we are if that has changed, or in any case if forced.
+// request asks the server to answer.
+func (p *reports) send(force, request bool) error {
+	apply := p.relay.applied()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.locked(force, request, apply)
+}
+
+func (p *reports) locked(force, request bool, apply wal.LSN) error {
+	if p.conn == nil {
+		return nil
+	}
+	flushed := p.sp.reportable()
+	s := pgrepl.Status{Write: flushed, Flush: flushed, Apply: min(apply, flushed)}
+	if !force && s.Write == p.last.Write && s.Flush == p.last.Flush && s.Apply == p.last.Apply {
+		return nil
+	}
+	s.Time, s.ReplyRequested = time.Now(), request
+	p.conn.SetWriteDeadline(s.Time.Add(statusInterval))
+	if err := p.conn.SendStatus(s); err != nil {
+		return err
+	}
+	p.last = s
+	p.relay.stats.reported.Store(uint64(s.Flush))
+	return nil
+}
+
+// tick sends what is due by the clock: a status, and feedback when it has
+// changed or is old.
+func (p *reports) tick() error {
+	apply, feedback := p.relay.applied(), p.relay.feedback()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.conn == nil {
+		return nil
+	}
+	now := time.Now()
+	if err := p.locked(now.Sub(p.last.Time) >= statusInterval, false, apply); err != nil {
+		return err
+	}
+	wanted := feedback != pgrepl.Feedback{}
+	due := feedback != p.feedback || p.fedBack.IsZero() || wanted && now.Sub(p.fedBack) >= statusInterval
+	if !due {
+		return nil
+	}
+	if err := p.conn.SendFeedback(feedback, now); err != nil {
+		return err
+	}
+	p.feedback, p.fedBack = feedback, now
+	return nil
+}
