@@ -4,21 +4,25 @@
 //	GET /status       the same as JSON, for programs
 //	GET /metrics      the same as numbers over time, for Prometheus
 //	GET /healthz      200 while the process answers, for supervisors
-//	GET /wal/NAME     a file of WAL, for restore_command ("rideau wal fetch")
+//	GET /wal/NAME     a completed segment or a history file, for
+//	                  restore_command ("rideau wal fetch")
 //
 // It knows nothing of relays or pools. Whoever wires it gives it, in a
 // [Config], a value to show, which becomes JSON and from that the page; metrics;
-// and the handler that serves WAL. [Listen] takes the address, [Console.Run]
-// answers until its context is cancelled.
+// and WAL to serve. [Listen] takes the address, [Console.Run] answers until its
+// context is cancelled.
 //
 // # Answers
 //
 // Nothing can be changed through the console: every method but GET and HEAD is
 // refused. What goes wrong is answered in JSON, {"error": "..."}, the page
-// included. Every answer carries the header "Server: rideau". What is answered
-// below /wal is the handler's alone: to a server in recovery a segment that is
-// not there means the end of recovery, so the two ends of fetching WAL are
-// written together, in package archive.
+// included. Every answer carries the header "Server: rideau".
+//
+// That header matters for /wal. To a server in recovery, a segment that is not
+// there means the end of recovery; so a client must take a 404 for "not there"
+// only if it comes from us, and anything else, such as the 404 of a proxy or of
+// another program on the port, for a failure. We do our part: below /wal/, 404
+// is the answer for a file that is known not to be there, and for nothing else.
 //
 // # Access
 //
@@ -35,11 +39,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -60,6 +68,14 @@ const (
 	pieceSize     = 64 << 10
 )
 
+// WAL is where files of WAL come from.
+type WAL interface {
+	// Open returns the content of a completed segment or a history file, by
+	// PostgreSQL's name for it, and how long it is. The error is fs.ErrNotExist
+	// if, and only if, there is no such file. It is called concurrently.
+	Open(ctx context.Context, name string) (io.ReadCloser, int64, error)
+}
+
 // A Config says what a console shows and where.
 type Config struct {
 	Addr string // host:port; "" is DefaultAddr
@@ -68,10 +84,7 @@ type Config struct {
 	// marshal. It is called concurrently. Required.
 	Status func() any
 
-	// WAL answers requests for /wal/NAME; the last element of the path is the
-	// name. nil: there is no WAL here.
-	WAL http.Handler
-
+	WAL     WAL                    // nil: there is none to be had here
 	Metrics []prometheus.Collector // besides those of Go and of the process
 	Log     *slog.Logger           // nil discards
 }
@@ -159,11 +172,7 @@ func newHandler(cfg Config) (http.Handler, error) {
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, r *http.Request) {
 		serveJSON(w, http.StatusOK, map[string]string{"status": "ok"})
 	})
-	if cfg.WAL != nil {
-		mux.HandleFunc("/wal/{name}", func(w http.ResponseWriter, r *http.Request) {
-			cfg.WAL.ServeHTTP(patientWriter{w, http.NewResponseController(w)}, r)
-		})
-	}
+	mux.HandleFunc("/wal/", func(w http.ResponseWriter, r *http.Request) { serveWAL(w, r, cfg.WAL, cfg.Log) })
 	mux.Handle("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{Registry: registry}))
 	return guard(mux), nil
 }
@@ -210,6 +219,46 @@ func isLoopbackName(hostport string) bool {
 	}
 	ip, err := netip.ParseAddr(host)
 	return err == nil && ip.Unmap().IsLoopback()
+}
+
+// walName matches what restore_command asks for: completed segments and history
+// files (src/include/access/xlog_internal.h). A segment still being written is
+// for those who stream.
+var walName = regexp.MustCompile(`^(?:[0-9A-F]{24}|[0-9A-F]{8}\.history)$`)
+
+func serveWAL(w http.ResponseWriter, r *http.Request, source WAL, log *slog.Logger) {
+	name := strings.TrimPrefix(r.URL.Path, "/wal/")
+	switch {
+	case source == nil:
+		serveError(w, http.StatusNotImplemented, "no WAL is kept here")
+		return
+	case !walName.MatchString(name):
+		serveError(w, http.StatusBadRequest, "%q is not the name of a WAL segment or timeline history file", name)
+		return
+	}
+	content, size, err := source.Open(r.Context(), name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		serveError(w, http.StatusNotFound, "there is no WAL file %q", name)
+		return
+	case err != nil:
+		log.Error("could not open a WAL file", "segment", name, "err", err)
+		serveError(w, http.StatusInternalServerError, "could not open WAL file %q: %v", name, err)
+		return
+	}
+	defer content.Close()
+	w.Header().Set("Content-Type", "application/octet-stream")
+	w.Header().Set("Content-Length", strconv.FormatInt(size, 10))
+	if r.Method == http.MethodHead {
+		return
+	}
+	n, err := io.Copy(patientWriter{w, http.NewResponseController(w)}, content)
+	if err != nil || n != size {
+		log.Info("did not serve all of a WAL file", "segment", name, "sent", n, "size", size, "err", err)
+		// The status is sent. All that is left is to cut the connection, which
+		// the other end cannot mistake for the end of the file.
+		panic(http.ErrAbortHandler)
+	}
 }
 
 // A patientWriter gives a client the time for an answer anew with every piece

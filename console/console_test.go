@@ -4,12 +4,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"path"
 	"strings"
 	"testing"
 
@@ -18,15 +19,21 @@ import (
 
 const segment = "00000001000000000000002A"
 
-// wal answers as the handler of an archive may.
-func wal(w http.ResponseWriter, r *http.Request) {
-	switch path.Base(r.URL.Path) {
-	case segment:
-		w.Header().Set("Content-Length", "1048576")
-		io.WriteString(w, strings.Repeat("W", 1<<20))
-	default:
-		http.Error(w, "not in the archive", http.StatusNotFound)
+// A shelf is WAL as an archive has it: files, absence, and a disk that fails.
+type shelf map[string]string
+
+func (s shelf) Open(_ context.Context, name string) (io.ReadCloser, int64, error) {
+	switch name {
+	case "0000000100000000000000EE":
+		return nil, 0, errors.New("input/output error")
+	case "0000000100000000000000DD": // fails halfway
+		return io.NopCloser(strings.NewReader("half")), 8, nil
 	}
+	text, ok := s[name]
+	if !ok {
+		return nil, 0, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+	}
+	return io.NopCloser(strings.NewReader(text)), int64(len(text)), nil
 }
 
 type standby struct {
@@ -41,7 +48,11 @@ func testConfig() Config {
 		Addr:    "localhost:0",
 		Log:     slog.New(slog.DiscardHandler),
 		Metrics: []prometheus.Collector{flushed},
-		WAL:     http.HandlerFunc(wal),
+		WAL: shelf{
+			segment:              strings.Repeat("W", 1<<20),
+			segment + ".partial": "for those who stream",
+			"00000002.history":   "1\t0/2A000000\tno recovery target specified\n",
+		},
 		Status: func() any {
 			return struct {
 				Upstream string    `json:"upstream"`
@@ -97,9 +108,13 @@ func TestAnswers(t *testing.T) {
 		{"metrics of the source", "GET", "/metrics", 200, "text/plain", "rideau_flushed 42"},
 		{"metrics of Go", "GET", "/metrics", 200, "text/plain", "go_goroutines"},
 		{"metrics of the process", "GET", "/metrics", 200, "text/plain", "process_open_fds"},
-		{"a segment", "GET", "/wal/" + segment, 200, "text/plain", "WWWW"},
-		{"a segment that is not there, in the handler's words", "GET", "/wal/00000001000000000000002B", 404, "text/plain", "not in the archive"},
-		{"nothing deeper", "GET", "/wal/a/" + segment, 404, "application/json", "there is nothing at"},
+		{"a segment", "GET", "/wal/" + segment, 200, "application/octet-stream", "WWWW"},
+		{"a history file", "GET", "/wal/00000002.history", 200, "application/octet-stream", "0/2A000000"},
+		{"a segment that is not there", "GET", "/wal/00000001000000000000002B", 404, "application/json", "there is no WAL file"},
+		{"a segment that cannot be read is not absent", "GET", "/wal/0000000100000000000000EE", 500, "application/json", "input/output error"},
+		{"nor is what can never be there", "GET", "/wal/" + segment + ".partial", 400, "application/json", "is not the name"},
+		{"nor what is outside", "GET", "/wal/..%2f..%2fetc%2fpasswd", 400, "application/json", "is not the name"},
+		{"nor what is deeper", "GET", "/wal/a/" + segment, 400, "application/json", "is not the name"},
 		{"nothing there", "GET", "/nothing", 404, "application/json", `there is nothing at \"/nothing\"`},
 		{"nothing can be changed", "POST", "/status", 405, "application/json", "not allowed"},
 		{"nothing can be removed", "DELETE", "/wal/" + segment, 405, "application/json", "not allowed"},
@@ -139,7 +154,26 @@ func TestWALHasLength(t *testing.T) {
 	}
 }
 
-// A console without WAL does not answer for one.
+// What breaks off must not look complete.
+func TestWALBreaksOff(t *testing.T) {
+	handler, err := newHandler(testConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(handler)
+	defer server.Close()
+	answer, err := http.Get(server.URL + "/wal/0000000100000000000000DD")
+	if err != nil {
+		return // cut before the headers were out: just as good
+	}
+	defer answer.Body.Close()
+	if body, err := io.ReadAll(answer.Body); err == nil {
+		t.Errorf("half a segment was taken for whole: %q", body)
+	}
+}
+
+// A console without WAL does not say that a segment is not there: it cannot
+// know.
 func TestNoWAL(t *testing.T) {
 	cfg := testConfig()
 	cfg.WAL = nil
@@ -149,7 +183,7 @@ func TestNoWAL(t *testing.T) {
 	}
 	w := httptest.NewRecorder()
 	handler.ServeHTTP(w, httptest.NewRequest("GET", "http://localhost/wal/"+segment, nil))
-	if w.Code != 404 || !strings.Contains(w.Body.String(), "there is nothing at") {
+	if w.Code != 501 || !strings.Contains(w.Body.String(), "no WAL is kept here") {
 		t.Errorf("answered with %d %s", w.Code, w.Body)
 	}
 }

@@ -1,12 +1,17 @@
 package main
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
+
+	"rideau/console"
+	"rideau/relay"
 )
 
 // daemonFlags are the options that "rideau relay" and "rideau run" share.
@@ -84,7 +89,91 @@ func (f *daemonFlags) override(cmd *cobra.Command, cfg *config) error {
 	return nil
 }
 
-// serve runs what cfg asks for until ctx is cancelled.
+// newRelay makes the relay that cfg asks for. Nothing is touched yet.
+func newRelay(cfg config, set settings) (*relay.Relay, error) {
+	slot := cfg.Relay.Slot
+	switch slot {
+	case "":
+		slot = "rideau"
+	case "none":
+		slot = ""
+	}
+	r, err := relay.New(relay.Config{
+		Upstream:   cfg.Relay.Upstream,
+		Dir:        cfg.Relay.Dir,
+		Listen:     cfg.Relay.Listen,
+		Slot:       slot,
+		Name:       cfg.Relay.Name,
+		Keep:       set.keep,
+		Access:     set.access,
+		TLS:        set.tls,
+		ForwardSQL: cfg.Relay.ForwardSQL == nil || *cfg.Relay.ForwardSQL,
+		Log:        set.log,
+	})
+	if err != nil { // it looked at cfg and at nothing else
+		return nil, &usageError{err: err, hint: explain(err).hint}
+	}
+	return r, nil
+}
+
+// serve runs what cfg asks for until ctx is cancelled, then stops it in order.
 func serve(ctx context.Context, cfg config, stderr io.Writer) error {
-	return errors.New("this build has no relay yet")
+	set, err := cfg.resolve(stderr)
+	if err != nil {
+		return err
+	}
+	for _, w := range set.warnings {
+		set.log.Warn(w)
+	}
+	r, err := newRelay(cfg, set)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	watched := make(chan error, 1)
+	done := make(chan struct{})
+	go func() {
+		err := watch(done, cfg, set.log, r)
+		if err != nil {
+			cancel() // who cannot be watched should not run unseen
+		}
+		watched <- err
+	}()
+	err = r.Run(ctx)
+	close(done)
+	return cmp.Or(err, <-watched)
+}
+
+// watch runs the console beside r until done is closed. It begins once r
+// listens: of two relays on one directory, the second is told of the directory
+// and not of the port. It ends after r, which may take a while to stop and is
+// then looked at most.
+func watch(done <-chan struct{}, cfg config, log *slog.Logger, r *relay.Relay) error {
+	if cfg.HTTP == "none" {
+		return nil
+	}
+	select {
+	case <-r.Ready():
+	case <-done:
+		return nil
+	}
+	c, err := console.Listen(console.Config{
+		Addr:    cfg.HTTP,
+		Status:  func() any { return r.Status() },
+		WAL:     r.Archive(),
+		Metrics: []prometheus.Collector{r},
+		Log:     log,
+	})
+	if err != nil {
+		return err
+	}
+	log.Info("status and metrics are served", "url", "http://"+c.Addr().String())
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() {
+		<-done
+		cancel()
+	}()
+	return c.Run(ctx)
 }

@@ -66,6 +66,9 @@ func newRunCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if _, err := newRelay(cfg, set); err != nil {
+				return err
+			}
 			for _, w := range set.warnings {
 				fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", w)
 			}
