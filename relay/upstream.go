@@ -275,6 +275,16 @@ func (r *Relay) ask(ctx context.Context, t *pgrepl.Target) (_ *candidate, err er
 		if err != nil {
 			return nil, err
 		}
+		if slot == nil {
+			// A new slot holds WAL from the last checkpoint on: that much of
+			// the past is to be had, and serves standbys that are older.
+			if err := r.ensureSlot(ctx, c); err != nil {
+				return nil, err
+			}
+			if slot, err = conn.ReadSlot(ctx, r.cfg.Slot); err != nil {
+				return nil, err
+			}
+		}
 		if slot != nil {
 			c.slotTLI, c.slotRestart = slot.RestartTLI, slot.Restart
 		}
