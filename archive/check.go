@@ -9,15 +9,15 @@ import (
 
 // A Report says what can be done with the WAL in an archive.
 //
-// It follows one path: the newest timeline's, back through the switch points of
-// its history to the oldest WAL there is. That is what recovery does with
-// recovery_target_timeline = 'latest'.
+// It follows one path: a timeline's, back through the switch points of its
+// history to the oldest WAL there is. That is what recovery does, with
+// recovery_target_timeline = 'latest' for the newest timeline.
 type Report struct {
 	SegmentSize wal.SegmentSize
 
-	// Path is the history of the newest timeline; nil in an empty archive.
-	// Where its file is missing or damaged the path is known only on the newest
-	// timeline itself, and PathUnknown is set.
+	// Path is the history of the timeline; nil in an empty archive. Where no
+	// history file knows it the path is only that timeline itself, and
+	// PathUnknown is set.
 	Path        *wal.History
 	PathUnknown bool
 
@@ -45,6 +45,11 @@ type Report struct {
 	NoHistory []wal.TLI
 
 	Damaged []*DamageError
+
+	// Corrupt is WAL that does not verify, and End the end of the last record
+	// that does. Only [Archive.Verify] knows them.
+	Corrupt []Corruption
+	End     wal.LSN
 }
 
 // A Range is a stretch of WAL without a hole: From up to, and without, To.
@@ -68,21 +73,24 @@ type Gap struct {
 // Whole reports whether all WAL from the beginning of the first range to the
 // end of the last can be replayed, as far as can be told without reading it.
 func (r *Report) Whole() bool {
-	return len(r.Ranges) == 1 && len(r.Missing) == 0 && len(r.Damaged) == 0 && !r.PathUnknown
+	return len(r.Ranges) == 1 && len(r.Missing) == 0 && len(r.Damaged) == 0 && len(r.Corrupt) == 0 && !r.PathUnknown
 }
 
-// Check finds out from where to where the archive is whole, and what is
-// missing or does not belong.
-func (inv *Inventory) Check() *Report {
-	r := &Report{SegmentSize: inv.SegmentSize, Damaged: inv.Damaged}
-	newest := inv.newestTLI()
+// Check finds out from where to where the archive is whole on the path to a
+// timeline, and what is missing or does not belong. Timeline 0 is the newest.
+func (inv *Inventory) Check(tli wal.TLI) *Report {
+	r := &Report{SegmentSize: inv.SegmentSize, Damaged: slices.Clone(inv.Damaged)}
+	newest := tli
+	if newest == 0 {
+		newest = inv.newestTLI()
+	}
 	if newest == 0 {
 		return r
 	}
 	r.Path, r.PathUnknown = &wal.History{TLI: newest}, newest > 1
 	for _, h := range inv.Histories {
-		if h.TLI == newest {
-			r.Path, r.PathUnknown = h, false
+		if path, ok := h.Ancestor(newest); ok { // its own file, or a descendant's
+			r.Path, r.PathUnknown = path, false
 		}
 	}
 	r.NoHistory = inv.noHistory(newest)
@@ -128,6 +136,9 @@ func (inv *Inventory) noHistory(newest wal.TLI) (missing []wal.TLI) {
 	}
 	next := max(oldest+1, 2)
 	for _, h := range inv.Histories { // ordered
+		if h.TLI > newest {
+			break
+		}
 		for ; next < h.TLI && len(missing) < maxNoHistory; next++ {
 			missing = append(missing, next)
 		}

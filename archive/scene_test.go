@@ -140,7 +140,7 @@ func TestCheck(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return describe(inv.Check())
+		return describe(inv.Check(0))
 	})
 }
 
