@@ -1,6 +1,7 @@
 package pgrepl
 
 import (
+	"math"
 	"strconv"
 	"strings"
 
@@ -125,7 +126,10 @@ func parseCommand(text string) (Command, error) {
 	var cmd Command
 	switch first := p.tok; {
 	case first.kind != tokKeyword:
-		return nil, errNotCommand // also for what the lexer refuses
+		if p.err != nil {
+			return nil, p.err
+		}
+		return nil, errNotCommand
 	default:
 		p.next()
 		switch first.text {
@@ -182,6 +186,7 @@ const (
 type token struct {
 	kind tokenKind
 	text string // a keyword's name, an identifier in its final case, a string without quotes
+	raw  string // of a bare identifier: as it was written
 	num  uint64 // of tokNumber and tokLSN
 }
 
@@ -233,20 +238,14 @@ func (p *parser) next() {
 		}
 		p.take(end, token{kind: tokLSN, num: uint64(lsn)})
 	case digits > 0:
-		// strtoul into a uint32: the server keeps the low bits of what is too
-		// large, and we would rather say so.
-		n, err := strconv.ParseUint(s[:digits], 10, 32)
-		if err != nil {
-			p.fail(errSyntax)
-			return
-		}
+		n, _ := strconv.ParseUint(s[:digits], 10, 64) // the largest if out of range
 		p.take(digits, token{kind: tokNumber, num: n})
 	case word > 0:
 		if keywords[s[:word]] {
 			p.take(word, token{kind: tokKeyword, text: s[:word]})
 			return
 		}
-		p.take(word, token{kind: tokIdent, text: cutName(asciiLower(s[:word]))})
+		p.take(word, token{kind: tokIdent, text: cutName(asciiLower(s[:word])), raw: s[:word]})
 	case s[0] == '"' || s[0] == '\'':
 		value, end := unquote(s)
 		if end < 0 {
@@ -306,8 +305,13 @@ func (p *parser) varName() string {
 
 func (p *parser) timeline() wal.TLI {
 	t := p.want(tokNumber)
-	if p.err == nil && t.num == 0 {
+	switch {
+	case p.err != nil:
+	case t.num == 0:
 		p.fail(&Error{Code: "42601", Message: "invalid timeline 0"})
+	case t.num > math.MaxUint32:
+		// The server keeps the low 32 bits of it. We would rather say so.
+		p.fail(errSyntax)
 	}
 	return wal.TLI(t.num)
 }
@@ -471,14 +475,14 @@ func (p *parser) baseBackup() {
 		return
 	}
 	for p.tok.kind == tokIdent {
-		word := p.tok.text
+		word := p.tok.raw
 		p.next()
 		switch word {
-		case "label", "manifest", "manifest_checksums":
+		case "LABEL", "MANIFEST", "MANIFEST_CHECKSUMS":
 			p.want(tokString)
-		case "max_rate":
+		case "MAX_RATE":
 			p.want(tokNumber)
-		case "progress", "fast", "wal", "nowait", "tablespace_map", "noverify_checksums":
+		case "PROGRESS", "FAST", "WAL", "NOWAIT", "TABLESPACE_MAP", "NOVERIFY_CHECKSUMS":
 		default:
 			p.fail(errSyntax)
 		}

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgproto3"
-	"github.com/jackc/pgx/v5/pgtype"
 
 	"rideau/wal"
 )
@@ -178,7 +177,7 @@ func (st *stream) run() error {
 	}
 	stopWatchdog()
 	if st.next != nil {
-		s.result([]Column{{"next_tli", pgtype.Int8OID}, {"next_tli_startpos", pgtype.TextOID}},
+		s.result([]Column{{"next_tli", oidInt8}, {"next_tli_startpos", oidText}},
 			[]Value{Value(st.next.Next.String()), Value(st.next.LSN.String())})
 	}
 	s.complete("START_STREAMING")

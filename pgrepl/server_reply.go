@@ -3,8 +3,6 @@ package pgrepl
 import (
 	"strconv"
 
-	"github.com/jackc/pgx/v5/pgtype"
-
 	"rideau/wal"
 )
 
@@ -12,38 +10,38 @@ import (
 
 // ReplySystem answers [IdentifySystem].
 func (s *Session) ReplySystem(sys System) error {
-	tliType := uint32(pgtype.Int8OID)
+	tliType := uint32(oidInt8)
 	if s.Major() < 16 {
-		tliType = pgtype.Int4OID
+		tliType = oidInt4
 	}
 	return s.Reply("IDENTIFY_SYSTEM",
-		[]Column{{"systemid", pgtype.TextOID}, {"timeline", tliType}, {"xlogpos", pgtype.TextOID}, {"dbname", pgtype.TextOID}},
+		[]Column{{"systemid", oidText}, {"timeline", tliType}, {"xlogpos", oidText}, {"dbname", oidText}},
 		[]Value{Value(strconv.FormatUint(sys.ID, 10)), Value(sys.TLI.String()), Value(sys.Pos.String()), nil})
 }
 
 // ReplyShow answers [Show].
 func (s *Session) ReplyShow(name, value string) error {
-	return s.Reply("SHOW", []Column{{name, pgtype.TextOID}}, []Value{Value(value)})
+	return s.Reply("SHOW", []Column{{name, oidText}}, []Value{Value(value)})
 }
 
 // ReplyHistory answers [TimelineHistory] with the text of the history file.
 func (s *Session) ReplyHistory(tli wal.TLI, text []byte) error {
-	textType := uint32(pgtype.TextOID)
+	textType := uint32(oidText)
 	if s.Major() < 14 {
-		textType = pgtype.ByteaOID // but not escaped: the bytes as they are
+		textType = oidBytea // but not escaped: the bytes as they are
 	}
 	if text == nil {
 		text = []byte{}
 	}
 	return s.Reply("TIMELINE_HISTORY",
-		[]Column{{"filename", pgtype.TextOID}, {"content", textType}},
+		[]Column{{"filename", oidText}, {"content", textType}},
 		[]Value{Value(tli.HistoryName()), text})
 }
 
 // ReplyCreated answers [CreateSlot] for a physical slot.
 func (s *Session) ReplyCreated(name string) error {
 	return s.Reply("CREATE_REPLICATION_SLOT",
-		[]Column{{"slot_name", pgtype.TextOID}, {"consistent_point", pgtype.TextOID}, {"snapshot_name", pgtype.TextOID}, {"output_plugin", pgtype.TextOID}},
+		[]Column{{"slot_name", oidText}, {"consistent_point", oidText}, {"snapshot_name", oidText}, {"output_plugin", oidText}},
 		[]Value{Value(name), Value("0/0"), nil, nil})
 }
 
@@ -60,5 +58,5 @@ func (s *Session) ReplySlot(slot *Slot) error {
 		}
 	}
 	return s.Reply("READ_REPLICATION_SLOT",
-		[]Column{{"slot_type", pgtype.TextOID}, {"restart_lsn", pgtype.TextOID}, {"restart_tli", pgtype.Int8OID}}, row)
+		[]Column{{"slot_type", oidText}, {"restart_lsn", oidText}, {"restart_tli", oidInt8}}, row)
 }

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgproto3"
-	"github.com/jackc/pgx/v5/pgtype"
 )
 
 // A Kind says what a client wants of its connection.
@@ -87,7 +86,7 @@ const (
 // A Column of a result, in text format.
 type Column struct {
 	Name string
-	OID  uint32 // of its type, see pgtype
+	OID  uint32 // of its type, as in pg_type
 }
 
 // A Value is one field's text. Nil is NULL, and pgrepl.Value("text") is a text.
@@ -294,12 +293,21 @@ func (s *Session) result(cols []Column, rows ...[]Value) {
 	}
 }
 
+// The types that replication commands answer with, of pg_type.dat.
+const (
+	oidBytea = 17
+	oidInt8  = 20
+	oidInt4  = 23
+	oidText  = 25
+	oidOID   = 26
+)
+
 // typeSize is typlen of the types that replication commands answer with.
 func typeSize(oid uint32) int16 {
 	switch oid {
-	case pgtype.Int8OID:
+	case oidInt8:
 		return 8
-	case pgtype.Int4OID, pgtype.OIDOID:
+	case oidInt4, oidOID:
 		return 4
 	}
 	return -1
