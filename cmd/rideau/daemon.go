@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -111,7 +112,8 @@ func newRelay(cfg config, set settings) (*relay.Relay, error) {
 		Log:        set.log,
 	})
 	if err != nil { // it looked at cfg and at nothing else
-		return nil, &usageError{err: err, hint: explain(err).hint}
+		words := explain(err)
+		return nil, &usageError{err: errors.New(words.message), hint: words.hint}
 	}
 	return r, nil
 }

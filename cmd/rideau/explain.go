@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"regexp"
 	"strings"
 	"syscall"
@@ -15,6 +16,8 @@ import (
 
 	"rideau/archive"
 	"rideau/internal/durable"
+	"rideau/pgrepl"
+	"rideau/relay"
 	"rideau/wal"
 )
 
@@ -53,24 +56,59 @@ func explain(err error) explanation {
 func explainOwn(err error) (explanation, bool) {
 	e := explanation{message: err.Error()}
 	var (
+		parse       *pgconn.ParseConfigError
+		refused     *pgrepl.Error
 		locked      *durable.LockedError
+		system      *relay.SystemError
+		segmentSize *relay.SegmentSizeError
+		history     *relay.HistoryError
+		diverged    *relay.DivergedError
+		behind      *relay.BehindError
+		gap         *relay.GapError
+		full        *relay.DiskFullError
 		corrupt     *wal.CorruptError
 		damage      *archive.DamageError
 		unreachable *archive.UnreachableError
-		parse       *pgconn.ParseConfigError
+		server      *pgconn.PgError
 	)
 	switch {
+	case errors.As(err, &parse):
+		// Without the connection string, which its author knows.
+		_, cause, _ := strings.Cut(parse.Error(), "`: ")
+		e.message = "invalid connection string: " + cause
+		e.hint = "It is read as psql reads it: 'host=db1 user=replicator' or postgresql://replicator@db1."
+	case errors.As(err, &refused): // the words of a server, said by us
+		e.message, e.detail, e.hint = refused.Message, refused.Detail, refused.Hint
 	case errors.As(err, &locked):
 		e.hint = "Another relay keeps its WAL there. Each needs a directory of its own."
+	case errors.As(err, &system):
+		e.detail = "The system identifier is made by initdb and shared by a primary, its standbys and its base backups. WAL of two systems does not fit together."
+		e.hint = "Correct the connection string, or keep the WAL of this server in another directory."
+	case errors.As(err, &segmentSize):
+		e.hint = "The size was changed with pg_resetwal --wal-segsize. Keep the WAL from here on in another directory, and begin with a new base backup."
+	case errors.As(err, &history):
+		e.detail = "Two servers were promoted to the same timeline, each without the other. Nothing was overwritten."
+		e.hint = "Follow one of them. The other's WAL needs a relay and a directory of its own; to come back it needs pg_rewind or a new base backup."
+	case errors.As(err, &diverged):
+		e.detail = "The relay holds WAL, and may have acknowledged commits, that the server never had. Nothing was overwritten."
+		e.hint = "If those commits matter, promote a standby that has all the relay has. To follow this server without them, give the relay an empty directory, and rewind the standbys that are past the fork (pg_rewind)."
+	case errors.As(err, &behind):
+		e.detail = "A server that comes back from a backup or as an old primary is behind, and so is a standby that lags."
+		e.hint = "Point the relay to the server that is ahead, or let this one catch up. To follow it without what the relay has beyond it, give the relay an empty directory."
+	case errors.As(err, &gap):
+		if errors.As(gap.Err, &server) {
+			e.detail = serverSaid(server)
+		}
+		e.hint = "Copy the missing segments into the relay's directory from another archive, or begin again with an empty directory and a new base backup. A replication slot (--slot NAME) keeps this from happening again."
+	case errors.As(err, &full):
+		e.detail = "Nothing more was acknowledged to the server, and nothing was lost."
+		e.hint = "Make room, or keep less WAL with --keep SIZE."
 	case errors.As(err, &corrupt):
-		e.detail = "The WAL was refused as it came, before its end was acknowledged."
-		e.hint = "If pg_waldump finds the same error on the server, the server's disk is at fault. If not, it was the network: start the relay again."
+		e.hint = "If pg_waldump finds the same on the server, it is the server's disk. If not, it happened on the way here, or on this disk."
 	case errors.As(err, &damage):
 		e.hint = "Fetch the file from another archive, or from the server if it is still in its pg_wal."
 	case errors.As(err, &unreachable):
 		e.hint = "Is the relay running, and is this the address of its --http?"
-	case errors.As(err, &parse):
-		e.hint = "It is read as psql reads it: 'host=db1 user=replicator' or postgresql://replicator@db1."
 	case errors.Is(err, context.Canceled):
 		e.message = "interrupted"
 	default:
@@ -168,10 +206,19 @@ func serverSaid(e *pgconn.PgError) string {
 	return said
 }
 
-// quoted finds what the server puts in quotes. Its words may be in any
-// language; names, addresses and settings are not translated, and SQLSTATEs
-// neither.
-var quoted = regexp.MustCompile(`["«„“]\s?([^"»“”]*?)\s?["»“”]`)
+// addressIn finds the first IP address in what a server said, as the network of
+// that address alone. The words may be in any language; addresses are not
+// translated, and SQLSTATEs neither.
+func addressIn(text string) string {
+	for _, word := range strings.FieldsFunc(text, func(r rune) bool {
+		return !strings.ContainsRune("0123456789abcdefABCDEF.:", r)
+	}) {
+		if ip, err := netip.ParseAddr(word); err == nil {
+			return fmt.Sprintf("%s/%d", ip, ip.BitLen())
+		}
+	}
+	return "ADDRESS/32"
+}
 
 // serverHint says what to do about what a server said to user. What the server
 // itself suggests comes first: it knows best.
@@ -182,19 +229,11 @@ func serverHint(e *pgconn.PgError, user string) string {
 		return "Give the password in a password file (~/.pgpass), in PGPASSWORD, or in the connection string."
 	case e.Code == "28000" && strings.Contains(e.Message, "pg_hba.conf"): // invalid_authorization_specification
 		// no pg_hba.conf entry for replication connection from host "10.0.0.7", user "replicator", no encryption
-		address := "ADDRESS/32"
-		if m := quoted.FindStringSubmatch(e.Message); m != nil {
-			if ip := net.ParseIP(m[1]); ip != nil && ip.To4() != nil {
-				address = m[1] + "/32"
-			} else if ip != nil {
-				address = m[1] + "/128"
-			}
-		}
-		return fmt.Sprintf("Add this line to the server's pg_hba.conf, before any that rejects, and reload it (SELECT pg_reload_conf()): host replication %s %s scram-sha-256", role, address)
+		return fmt.Sprintf("Add this line to the server's pg_hba.conf, before any that rejects, and reload it (SELECT pg_reload_conf()): host replication %s %s scram-sha-256", role, addressIn(e.Message))
 	case e.Code == "28000": // no such role, or it may not log in
-		return fmt.Sprintf("On the server: CREATE ROLE %s LOGIN REPLICATION PASSWORD '...'; or, if the role is there: ALTER ROLE %[1]s LOGIN REPLICATION.", role)
+		return fmt.Sprintf("On the server: CREATE ROLE %s LOGIN REPLICATION PASSWORD '...'. If the role is there: ALTER ROLE %[1]s LOGIN REPLICATION.", role)
 	case e.Code == "42501": // insufficient_privilege: permission denied to start WAL sender
-		return fmt.Sprintf("On the server: ALTER ROLE %s REPLICATION. If it has it already: a line such as this is needed in pg_hba.conf: host replication %[1]s ADDRESS/32 scram-sha-256", role)
+		return fmt.Sprintf("On the server: ALTER ROLE %s REPLICATION.", role)
 	case e.Code == "53300" && strings.Contains(e.Message, "max_wal_senders"): // too_many_connections
 		return "Raise max_wal_senders on the server (0 is off, 10 the default; it needs wal_level replica or logical) and restart it."
 	case e.Code == "53300":
@@ -207,8 +246,6 @@ func serverHint(e *pgconn.PgError, user string) string {
 		return "Set wal_level to replica or logical on the server and restart it."
 	case e.Code == "55000" && strings.Contains(e.Message, "slot"):
 		return "The slot cannot be used any more, or not for physical replication. Drop it on the server (SELECT pg_drop_replication_slot('NAME')), or use another with --slot NAME."
-	case e.Code == "58P01": // undefined_file: requested WAL segment ... has already been removed
-		return "Fill the gap from another archive, or begin again with an empty directory and a new base backup. A replication slot (--slot NAME) keeps this from happening again."
 	case e.Code == "57P03": // cannot_connect_now
 		return "Try again when the server has started; a relay that runs does so by itself."
 	case e.Hint != "":
