@@ -76,6 +76,25 @@ func (r *Report) Whole() bool {
 	return len(r.Ranges) == 1 && len(r.Missing) == 0 && len(r.Damaged) == 0 && len(r.Corrupt) == 0 && !r.PathUnknown
 }
 
+// Readable answers the ranges with the partial segment joined to the last.
+func (r *Report) Readable() []Range {
+	ranges := slices.Clone(r.Ranges)
+	if r.Partial == nil {
+		return ranges
+	}
+	s, next := *r.Partial, r.SegmentSize.Next(r.Partial.LSN)
+	if len(ranges) == 0 {
+		return []Range{{From: s.LSN, To: next, Segments: []Segment{s}}}
+	}
+	last := &ranges[len(ranges)-1]
+	segments := slices.Clone(last.Segments)
+	if last.To > s.LSN { // it is the new timeline's copy of the last segment
+		segments = segments[:len(segments)-1]
+	}
+	last.Segments, last.To = append(segments, s), next
+	return ranges
+}
+
 // Check finds out from where to where the archive is whole on the path to a
 // timeline, and what is missing or does not belong. Timeline 0 is the newest.
 func (inv *Inventory) Check(tli wal.TLI) *Report {

@@ -2,9 +2,11 @@ package archive
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"rideau/internal/durable"
 )
@@ -119,4 +121,28 @@ func (d destWriter) Write(p []byte) (int, error) {
 		err = &destError{err}
 	}
 	return n, err
+}
+
+// The pauses of [Patiently], which double from the first to the last.
+const (
+	firstPause = 100 * time.Millisecond
+	lastPause  = 5 * time.Second
+)
+
+// Patiently calls try again, after a pause, for as long as it returns an
+// [*UnreachableError] and patience has not run out. It returns what try
+// returned last; or, if ctx ends during a pause, why it ended.
+func Patiently(ctx context.Context, patience time.Duration, try func() error) error {
+	deadline := time.Now().Add(patience)
+	for pause := firstPause; ; pause = min(2*pause, lastPause) {
+		err := try()
+		if _, unreachable := errors.AsType[*UnreachableError](err); !unreachable || !time.Now().Add(pause).Before(deadline) {
+			return err
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"rideau/wal"
 )
 
 func TestInventoryFails(t *testing.T) {
@@ -350,3 +352,84 @@ func TestRemoteSilent(t *testing.T) {
 type roundTrip func(*http.Request) (*http.Response, error)
 
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// A source that does not answer is asked again, for so long and no longer; any
+// answer is one.
+func TestPatiently(t *testing.T) {
+	unreachable, broken := &UnreachableError{Source: "x", Err: errors.New("connection refused")}, errors.New("broken")
+	tests := []struct {
+		why      string
+		patience time.Duration
+		answers  []error // the last is repeated
+		want     error
+		calls    int
+		took     time.Duration
+	}{
+		{"at once", time.Minute, []error{nil}, nil, 1, 0},
+		{"not there is an answer", time.Minute, []error{fs.ErrNotExist}, fs.ErrNotExist, 1, 0},
+		{"other errors are not of the network", time.Minute, []error{broken}, broken, 1, 0},
+		{"back after a moment", time.Minute, []error{unreachable, unreachable, nil}, nil, 3, 300 * time.Millisecond},
+		{"back without the file", time.Minute, []error{unreachable, fs.ErrNotExist}, fs.ErrNotExist, 2, 100 * time.Millisecond},
+		// 0.1 + 0.2 + 0.4 + ... + 3.2 are 6.3 s, then 5 s each time.
+		{"never back", time.Minute, []error{unreachable}, unreachable, 17, 56300 * time.Millisecond},
+		{"no patience", 0, []error{unreachable}, unreachable, 1, 0},
+	}
+	for _, tt := range tests {
+		t.Run(tt.why, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				start, calls := time.Now(), 0
+				err := Patiently(t.Context(), tt.patience, func() error {
+					calls++
+					return tt.answers[min(calls, len(tt.answers))-1]
+				})
+				if err != tt.want || calls != tt.calls || time.Since(start) != tt.took {
+					t.Errorf("%v after %d calls and %v, want %v, %d, %v", err, calls, time.Since(start), tt.want, tt.calls, tt.took)
+				}
+			})
+		})
+	}
+	t.Run("interrupted", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		err := Patiently(ctx, time.Minute, func() error { cancel(); return unreachable })
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("returned %v", err)
+		}
+	})
+}
+
+// What can be read is what is whole and the partial segment that continues it.
+func TestReadable(t *testing.T) {
+	tests := []struct{ why, names, want string }{
+		{"nothing", "", ""},
+		{"no partial segment", "000000010000000000000001", "0/100000-0/200000 1"},
+		{"only a partial segment", "000000010000000000000001.partial", "0/100000-0/200000 1p"},
+		{"after a hole", "000000010000000000000001 000000010000000000000003 000000010000000000000004.partial", "0/100000-0/200000 1 0/300000-0/500000 3 4p"},
+		{"the new timeline's copy of the last", "000000010000000000000002 000000010000000000000003 000000020000000000000003.partial", "0/200000-0/400000 2 3p"},
+	}
+	for _, tt := range tests {
+		a, _ := archiveOf(t, tt.names, map[string]string{"00000002.history": "1\t0/300100\tx\n"})
+		inv, err := a.Inventory(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		tli := wal.TLI(1)
+		if strings.Contains(tt.names, "00000002") {
+			tli = 2
+		}
+		r := inv.Check(tli)
+		before := describe(r)
+		var got []string
+		for _, g := range r.Readable() {
+			got = append(got, fmt.Sprintf("%s-%s", g.From, g.To))
+			for _, s := range g.Segments {
+				got = append(got, fmt.Sprint(uint64(s.LSN)/uint64(testSize))+map[bool]string{true: "p"}[s.Partial])
+			}
+		}
+		if strings.Join(got, " ") != tt.want {
+			t.Errorf("%s: %q, want %q", tt.why, got, tt.want)
+		}
+		if describe(r) != before {
+			t.Errorf("%s: the report was changed", tt.why)
+		}
+	}
+}
