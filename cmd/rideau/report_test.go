@@ -44,6 +44,7 @@ func TestNearest(t *testing.T) {
 		{"two letters swapped", "solt", "slot"},
 		{"a letter missing", "listn", "listen"},
 		{"a beginning", "li", "listen"},
+		{"more than there is to it", "listen_addresses", "listen"},
 		{"another word", "checkpoint", ""},
 		{"nothing", "", ""},
 	}

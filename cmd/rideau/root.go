@@ -117,7 +117,7 @@ func usageLine(cmd *cobra.Command) string {
 func nearest(s string, names []string) string {
 	best, bestDistance := "", 3 // more than two slips is another word
 	for _, name := range names {
-		if s != "" && strings.HasPrefix(name, s) {
+		if s != "" && strings.HasPrefix(name, s) || len(name) > 2 && strings.HasPrefix(s, name) {
 			return name
 		}
 		if d := editDistance(s, name); d < bestDistance && d < len(name) {
