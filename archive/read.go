@@ -82,6 +82,26 @@ func (w *WAL) seek(lsn wal.LSN) error {
 	return nil
 }
 
+// ZerosFrom reports whether nothing but zeros follows at lsn in its segment:
+// space that no WAL was written to.
+func (w *WAL) ZerosFrom(lsn wal.LSN) (bool, error) {
+	buf := make([]byte, 1<<16)
+	for end := min(w.size.Next(lsn), w.stretch.To); lsn < end; {
+		n, err := w.ReadAt(buf[:min(uint64(len(buf)), uint64(end-lsn))], int64(lsn))
+		if len(bytes.Trim(buf[:n], "\x00")) > 0 {
+			return false, nil
+		}
+		if err == io.EOF {
+			return true, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		lsn += wal.LSN(n)
+	}
+	return true, nil
+}
+
 // Close closes the segment that is open.
 func (w *WAL) Close() error {
 	if w.closer == nil {
@@ -100,8 +120,11 @@ type Corruption struct {
 
 // Verify reads all WAL that r found on its path, checks every page and record,
 // and adds to r what is corrupt, at most one place a segment; and where WAL
-// ends, which in a partial segment only reading can tell. After something
-// corrupt it goes on with the next segment. The error is one of reading.
+// ends. After something corrupt it goes on with the next segment. The error is
+// one of reading.
+//
+// Zeros up to the end of the last segment are not corrupt: so ends one that
+// somebody made of a partial segment.
 //
 // Progress, if not nil, is called now and then with how far it has come.
 func (a *Archive) Verify(ctx context.Context, r *Report, progress func(wal.LSN)) error {
@@ -175,6 +198,10 @@ func (v *verifier) segment(ctx context.Context, s Segment, to wal.LSN) error {
 		var corrupt *wal.CorruptError
 		switch {
 		case errors.As(err, &corrupt):
+			if ends, err := v.endsAt(ctx, s, corrupt.LSN); ends || err != nil {
+				v.progress(to)
+				return err
+			}
 			v.r.Corrupt = append(v.r.Corrupt, Corruption{Segment: s.Name, Err: corrupt})
 			v.check = nil // the next segment begins anew
 			return nil
@@ -185,6 +212,18 @@ func (v *verifier) segment(ctx context.Context, s Segment, to wal.LSN) error {
 		v.progress(at)
 	}
 	return nil
+}
+
+// endsAt reports whether WAL just ends at lsn in s, which then is the last
+// segment there is.
+func (v *verifier) endsAt(ctx context.Context, s Segment, lsn wal.LSN) (bool, error) {
+	last := v.r.Ranges[len(v.r.Ranges)-1]
+	if v.r.Partial != nil || s.Name != last.Segments[len(last.Segments)-1].Name || lsn < s.LSN {
+		return false, nil
+	}
+	w := v.a.WAL(ctx, last, v.r.SegmentSize)
+	defer w.Close()
+	return w.ZerosFrom(lsn)
 }
 
 // verifyPartial finds where WAL ends in the partial segment.

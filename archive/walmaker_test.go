@@ -201,6 +201,28 @@ func TestVerify(t *testing.T) {
 			t.Errorf("%s, end %s", describe(r), r.End)
 		}
 	})
+	t.Run("the last segment ends in zeros, as one made of a partial segment does", func(t *testing.T) {
+		texts := change("", 0, 0)
+		const last = "000000040000000000000008"
+		texts[last] = texts[last+partialSuffix]
+		delete(texts, last+partialSuffix)
+		if r := verify(texts, 0); !r.Whole() || r.End != end {
+			t.Errorf("whole %v, corrupt %v, end %s, want %s", r.Whole(), r.Corrupt, r.End, end)
+		}
+		// But zeros and then something is a hole.
+		texts[last] = texts[last][:testSize-1] + "x"
+		if r := verify(texts, 0); r.Whole() || len(r.Corrupt) != 1 || r.Corrupt[0].Err.LSN != end {
+			t.Errorf("whole %v, corrupt %v, want it at %s", r.Whole(), r.Corrupt, end)
+		}
+		// And zeros to the end of a segment are, where another follows.
+		delete(texts, last)
+		before := "000000040000000000000007"
+		texts[before] = texts[before][:testSize/2] + strings.Repeat("\x00", int(testSize/2))
+		texts[last] = good[last+partialSuffix]
+		if r := verify(texts, 0); r.Whole() || len(r.Corrupt) != 1 || r.Corrupt[0].Segment != before {
+			t.Errorf("whole %v, corrupt %v, want it in %s", r.Whole(), r.Corrupt, before)
+		}
+	})
 	t.Run("another cluster's segment", func(t *testing.T) {
 		r := verify(change("000000010000000000000002", 24, 0xEE), 0)
 		if len(r.Corrupt) != 1 || r.Corrupt[0].Segment != "000000010000000000000002" {

@@ -22,7 +22,7 @@ const walHelp = `Usage: rideau wal VERB [options] [arguments]
     dump         look inside: records as a person wants to read them
 
 An archive is the directory of a relay, or any directory with WAL segments
-under PostgreSQL's names: pg_receivewal's, an archive_command's, a pg_wal.
+under PostgreSQL's names: pg_receivewal's, that of an archive_command.
 
 "rideau wal VERB --help" explains one.
 `

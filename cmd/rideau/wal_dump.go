@@ -229,11 +229,13 @@ func (d *walDump) stretch(ctx context.Context, out *bufio.Writer, a *archive.Arc
 		case errors.As(err, &corrupt):
 			d.complain(out, "%v", corrupt)
 			from = report.SegmentSize.Next(corrupt.LSN)
-		case errors.Is(err, wal.ErrEndOfWAL) && zerosInside(w, g, reader.Pos()):
+		case errors.Is(err, wal.ErrEndOfWAL):
+			hole, err := zerosInside(w, g, report.SegmentSize, reader.Pos())
+			if !hole || err != nil {
+				return err // none: a record is not complete, or the segment not full
+			}
 			d.complain(out, "there are zeros at %s where WAL should go on", reader.Pos())
 			from = report.SegmentSize.Next(reader.Pos())
-		case errors.Is(err, wal.ErrEndOfWAL):
-			return nil // a record is not complete, or the segment in progress not full
 		default:
 			return err
 		}
@@ -241,13 +243,28 @@ func (d *walDump) stretch(ctx context.Context, out *bufio.Writer, a *archive.Arc
 	return nil
 }
 
-// zerosInside reports whether zeros follow at lsn in a segment that is
-// complete. A reader takes them for space that is not yet filled.
-func zerosInside(w *archive.WAL, g archive.Range, lsn wal.LSN) bool {
-	last := g.Segments[len(g.Segments)-1]
+// zerosInside reports whether there are zeros at lsn and more WAL behind them.
+// A reader takes zeros for space that is not yet filled, which only the last
+// segment can have, and at its end.
+func zerosInside(w *archive.WAL, g archive.Range, size wal.SegmentSize, lsn wal.LSN) (bool, error) {
 	var next [8]byte // records and pages begin at multiples of 8, with what is not zero
-	n, _ := w.ReadAt(next[:], int64(lsn))
-	return n == len(next) && next == [8]byte{} && !(last.Partial && lsn >= last.LSN)
+	n, err := w.ReadAt(next[:], int64(lsn))
+	if n < len(next) || next != [8]byte{} {
+		return false, ignoreEOF(err)
+	}
+	last := g.Segments[len(g.Segments)-1]
+	if last.Partial && lsn >= last.LSN {
+		return false, nil
+	}
+	ends, err := w.ZerosFrom(lsn)
+	return !ends || size.Next(lsn) < g.To, err
+}
+
+func ignoreEOF(err error) error {
+	if err == io.EOF {
+		return nil
+	}
+	return err
 }
 
 // records prints what reader reads. It returns nil when it was to stop.
