@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -108,8 +109,7 @@ type Conn struct {
 }
 
 // Connect opens a physical replication connection to the server, with TLS and
-// authentication as its connection string says. The error wraps pgconn's and
-// names the server.
+// authentication as its connection string says. The error is a *ConnectError.
 func (t *Target) Connect(ctx context.Context) (*Conn, error) {
 	var framed *framedConn
 	config := t.config.Copy()
@@ -120,7 +120,7 @@ func (t *Target) Connect(ctx context.Context) (*Conn, error) {
 	}
 	pc, err := pgconn.ConnectConfig(ctx, config)
 	if err != nil {
-		return nil, err
+		return nil, &ConnectError{Server: t.String(), Err: err}
 	}
 	h, err := pc.Hijack()
 	if err != nil {
@@ -128,6 +128,35 @@ func (t *Target) Connect(ctx context.Context) (*Conn, error) {
 	}
 	c := &Conn{Target: t, conn: framed.Conn, r: framed.r, params: h.ParameterStatuses}
 	return c, nil
+}
+
+// A ConnectError reports a server that could not be connected to. Err is
+// pgconn's; with errors.As it tells a *pgconn.PgError, if the server refused.
+type ConnectError struct {
+	Server string
+	Err    error
+}
+
+func (e *ConnectError) Unwrap() error { return e.Err }
+
+// Error tells the reason on one line; pgconn's own text has a line for each
+// address and TLS mode that was tried.
+func (e *ConnectError) Error() string {
+	reason := strings.ReplaceAll(strings.ReplaceAll(e.Err.Error(), "\n", ";"), "\t", " ")
+	var pg *pgconn.PgError
+	var errno syscall.Errno
+	var dns *net.DNSError
+	switch {
+	case errors.As(e.Err, &pg):
+		reason = pg.Error()
+	case errors.As(e.Err, &errno):
+		reason = errno.Error()
+	case errors.As(e.Err, &dns):
+		reason = fmt.Sprintf("could not find the address of %q: %s", dns.Name, dns.Err)
+	case errors.Is(e.Err, context.DeadlineExceeded):
+		reason = "timeout expired"
+	}
+	return fmt.Sprintf("could not connect to server %q: %s", e.Server, reason)
 }
 
 // readBuffer is small: what is larger than it is read straight to where it

@@ -5,11 +5,11 @@
 // the spool; one syncs it; one for each standby sends, and reads only what has
 // been flushed:
 //
-//	            receive ── sync                    ┌──▶ send ──▶ standby 1
-//	 server ──▶  check     fdatasync ──▶ position ─┤
-//	   ▲         write        │                    └──▶ send ──▶ standby 2
-//	   └──────── report ◀─────┘                            from memory, else
-//	                                                       from the segments
+//	           receive ── sync                    ┌──▶ send ──▶ standby 1
+//	server ──▶  check     fdatasync ──▶ position ─┤
+//	  ▲         write        │                    └──▶ send ──▶ standby 2
+//	  └──────── report ◀─────┘                            from memory, else
+//	                                                      from the segments
 //
 // The directory is an archive under PostgreSQL's own names (pg_receivewal
 // could go on in it, and we in its), with three files of ours beside:
