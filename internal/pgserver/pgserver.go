@@ -16,8 +16,8 @@
 // PostgreSQL refuses to run as root. When we are root, servers and tools run as
 // nobody: that account owns nothing else on the machine, so a test that goes
 // wrong has nothing to hurt. It must be able to reach the data directory, which
-// is why [New] without a directory makes one in the system's temporary folder,
-// and with a directory says which of its parents cannot be entered.
+// is why [New] without a directory makes one where it can, and with a directory
+// says which of its parents cannot be entered.
 //
 // A server is our child, not a daemon. If we die, however we die, the kernel
 // sends its postmaster SIGQUIT (an immediate shutdown). Every process that is
@@ -72,7 +72,7 @@ type Options struct {
 	Major int
 
 	// Dir is the data directory to make. Empty means a new one in the system's
-	// temporary folder.
+	// temporary folder or, unless fsync is set, in memory where that is plenty.
 	Dir string
 
 	// Name becomes cluster_name, and so the application_name by which a standby
@@ -109,14 +109,18 @@ type Server struct {
 	User      string // the superuser, always postgres
 
 	account  account
-	base     string // ours, removed by Remove
+	base     string // socket, log, and Dir if none was given
 	ownDir   bool   // Dir was made by us, and goes with Remove
-	release  func() // gives the port back
 	settings map[string]string
+
+	removeBase func() error
+	release    func() // gives the port back
 
 	mu     sync.Mutex
 	proc   *process // nil when not running
 	frozen []int    // while paused: the processes that were stopped, parents first
+
+	removed bool
 }
 
 // New makes a data directory and configures it. It does not start the server.
@@ -189,7 +193,11 @@ func prepare(o Options) (_ *Server, err error) {
 	if s.account, err = serverAccount(); err != nil {
 		return nil, err
 	}
-	if s.base, err = TempDir(); err != nil {
+	root := os.TempDir()
+	if o.Dir == "" && (o.Settings["fsync"] == "" || o.Settings["fsync"] == "off") {
+		root = scratch() // nothing was promised to be on disk
+	}
+	if s.base, s.removeBase, err = tempDir(root); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -215,30 +223,6 @@ func prepare(o Options) (_ *Server, err error) {
 		}
 	}
 	return s, nil
-}
-
-// TempDir makes a folder with a short name, as the path of a Unix socket must
-// be, that belongs to the account that servers run as. The caller removes it.
-func TempDir() (string, error) {
-	a, err := serverAccount()
-	if err != nil {
-		return "", err
-	}
-	dir, err := os.MkdirTemp("", "rideau-pg-")
-	if err != nil {
-		return "", err
-	}
-	err = a.canReach(filepath.Dir(dir))
-	if err == nil {
-		err = a.own(dir)
-	}
-	if err == nil {
-		err = os.Chmod(dir, 0o755)
-	}
-	if err != nil {
-		return "", errors.Join(err, os.Remove(dir))
-	}
-	return dir, nil
 }
 
 // defaultSettings are for a server that is started often, lives briefly, and
@@ -477,15 +461,24 @@ func (s *Server) Log(lines int) string {
 }
 
 // Remove ends the server if it runs, at once, and removes all that New made.
-// A server cannot be used after Remove.
+// A server cannot be used after Remove; to remove it again does nothing.
 func (s *Server) Remove() error {
-	err := s.Kill()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.removed {
+		return nil
+	}
+	err := s.kill()
+	if err != nil {
+		return err // its processes still use the rest
+	}
+	s.removed = true
 	s.release()
 	removeSharedMemory(s.Dir)
 	if s.ownDir {
 		err = errors.Join(err, os.RemoveAll(s.Dir))
 	}
-	return errors.Join(err, os.RemoveAll(s.base))
+	return errors.Join(err, s.removeBase())
 }
 
 // withWait gives ctx a deadline if it has none.

@@ -168,11 +168,11 @@ func TestOpen(t *testing.T) {
 	if err := primary.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	dir, err := pgserver.TempDir()
+	dir, removeDir, err := pgserver.TempDir()
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	t.Cleanup(func() { removeDir() })
 	dir = filepath.Join(dir, "copy")
 	cmd, err := pgserver.Command(t.Context(), 17, "pg_basebackup", "-D", dir, "-R", "-c", "fast", "-d", primary.Conninfo(""))
 	if err != nil {

@@ -115,6 +115,7 @@ func (s *Server) launch() (*process, error) {
 	cmd.Dir = s.Dir
 	cmd.Env = environ()
 	cmd.Stdout, cmd.Stderr = log, log
+	adoptOrphans()
 	proc, err := startProcess(cmd)
 	if err != nil {
 		return nil, fmt.Errorf("could not start %s: %w", s, err)
@@ -235,11 +236,14 @@ func (s *Server) kill() error {
 	defer cancel()
 	return poll(ctx, fmt.Sprintf("all %d processes of %s to be gone", len(pids), s), func() (bool, error) {
 		for i, pid := range pids {
-			// Children of a dead postmaster are not ours to reap; one that is
-			// only waiting to be reaped has no start time either.
+			// One that waits to be reaped by somebody has no start time.
 			if starts[i] != "" && startTime(pid) == starts[i] {
 				return false, nil
 			}
+		}
+		// The postmaster, the first, is reaped by the goroutine that started it.
+		for _, pid := range pids[1:] {
+			reap(pid)
 		}
 		return true, nil
 	})

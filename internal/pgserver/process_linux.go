@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -65,6 +66,41 @@ func descendants(root int) ([]int, error) {
 		all = append(all, children[all[i]]...)
 	}
 	return all, nil
+}
+
+// adoptOrphans makes children of a postmaster that has died ours instead of
+// init's, so that kill can reap them: init does not everywhere, in containers it
+// is often a program that never waits, and a test that kills a thousand servers
+// would leave ten thousand zombies.
+var adoptOrphans = sync.OnceFunc(func() {
+	unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) // without it they are init's
+})
+
+// reap lets a dead process go if it is our child.
+func reap(pid int) { syscall.Wait4(pid, nil, syscall.WNOHANG, nil) }
+
+// memoryFree is how much can be written to the file system in memory at dir
+// without leaving too little memory for all else: half of what is available.
+// 0 if there is none.
+func memoryFree(dir string) int64 {
+	var fs unix.Statfs_t
+	if unix.Statfs(dir, &fs) != nil || fs.Type != unix.TMPFS_MAGIC {
+		return 0
+	}
+	b, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0
+	}
+	_, rest, _ := strings.Cut(string(b), "MemAvailable:")
+	f := strings.Fields(rest)
+	if len(f) == 0 {
+		return 0
+	}
+	kb, err := strconv.ParseInt(f[0], 10, 64)
+	if err != nil {
+		return 0
+	}
+	return min(int64(fs.Bavail)*fs.Bsize, kb<<10/2)
 }
 
 // removeSharedMemory removes the System V segment that a killed server leaves

@@ -42,3 +42,9 @@ func descendants(root int) ([]int, error) {
 }
 
 func removeSharedMemory(string) {}
+
+func adoptOrphans() {}
+
+func reap(int) {}
+
+func memoryFree(string) int64 { return 0 }

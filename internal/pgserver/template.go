@@ -189,6 +189,8 @@ func copyFile(from, to string, buf []byte) error {
 	if err != nil {
 		return err
 	}
-	_, err = io.CopyBuffer(out, in, buf)
+	// Hidden types keep io.Copy from copy_file_range, which takes four times as
+	// long for the thousand small files of a data directory (ext4, Linux 6.18).
+	_, err = io.CopyBuffer(struct{ io.Writer }{out}, struct{ io.Reader }{in}, buf)
 	return errors.Join(err, out.Close())
 }

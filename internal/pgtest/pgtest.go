@@ -271,12 +271,12 @@ func Wait(t testing.TB, what string, done func() (ok bool, state string)) {
 // the test.
 func Dir(t testing.TB) string {
 	t.Helper()
-	dir, err := pgserver.TempDir()
+	dir, remove, err := pgserver.TempDir()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
+		if err := remove(); err != nil {
 			t.Errorf("could not remove %q: %v", dir, err)
 		}
 	})
