@@ -109,20 +109,7 @@ func (s *Server) backup(ctx context.Context, to *Server) error {
 		return err
 	}
 
-	// ALTER SYSTEM, and pg_basebackup -R, wrote here; it wins over our own file.
-	auto := filepath.Join(to.Dir, "postgresql.auto.conf")
-	b, err := os.ReadFile(auto)
-	if err != nil {
-		return err
-	}
-	var kept strings.Builder
-	for line := range strings.Lines(string(b)) {
-		name, _, _ := strings.Cut(line, "=")
-		if inherited(strings.TrimSpace(name)) {
-			kept.WriteString(line)
-		}
-	}
-	return to.account.writeFile(auto, kept.String())
+	return to.account.editAutoConf(to.Dir, inherited)
 }
 
 // notBackedUp says what a base backup leaves out, as pg_basebackup does

@@ -86,8 +86,9 @@ type Options struct {
 	// --auth=trust, --encoding=UTF8, --no-locale, --data-checksums.
 	InitdbArgs []string
 
-	// Settings for postgresql.conf, without quotes. They come after, and so
-	// replace, our own, see defaultSettings. fsync is off unless asked for here.
+	// Settings for postgresql.conf, without quotes. They replace our own, see
+	// defaultSettings, and in Open what postgresql.auto.conf says. fsync is off
+	// unless asked for here.
 	Settings map[string]string
 
 	// HBA lines are put before our own lines of pg_hba.conf, which let everyone
@@ -156,6 +157,9 @@ func (s *Server) init(ctx context.Context, o Options) error {
 // Open configures a data directory that exists, one that pg_basebackup made for
 // instance, with a port of its own. It does not start the server, and Remove
 // leaves the directory.
+//
+// Mind that pg_basebackup -R of a newer version writes a primary_conninfo with
+// options that an older server's libpq does not know. Give one in Settings.
 func Open(o Options) (*Server, error) {
 	version, err := os.ReadFile(filepath.Join(o.Dir, "PG_VERSION"))
 	if err != nil {
@@ -279,7 +283,35 @@ host replication all ::1/128 trust
 	if err := s.account.writeFile(filepath.Join(s.Dir, "pg_hba.conf"), hba); err != nil {
 		return err
 	}
+	err = s.account.editAutoConf(s.Dir, func(setting string) bool {
+		_, given := s.settings[setting]
+		return !given
+	})
+	if err != nil {
+		return err
+	}
 	return s.writeSettings()
+}
+
+// editAutoConf removes settings that are not to be kept from the file that
+// ALTER SYSTEM and pg_basebackup -R write, and that wins over all others.
+func (a account) editAutoConf(dir string, keep func(setting string) bool) error {
+	name := filepath.Join(dir, "postgresql.auto.conf")
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return err
+	}
+	var kept strings.Builder
+	for line := range strings.Lines(string(text)) {
+		setting, _, _ := strings.Cut(line, "=")
+		if keep(strings.TrimSpace(setting)) {
+			kept.WriteString(line)
+		}
+	}
+	if kept.Len() == len(text) {
+		return nil
+	}
+	return a.writeFile(name, kept.String())
 }
 
 func (s *Server) writeSettings() error {
