@@ -249,6 +249,7 @@ func (st *stream) send() error {
 	defer timer.Stop()
 	done := st.ctx.Done()
 	changed := st.cfg.Source.Changed()
+	ended := false // the Source has no more
 	for {
 		select {
 		case <-st.readerDone:
@@ -272,7 +273,7 @@ func (st *stream) send() error {
 			}
 		}
 
-		if changed != nil {
+		if !ended {
 			data, end, err := st.cfg.Source.Read(st.sent, MaxWALMessage)
 			var eot *EndOfTimeline
 			switch {
@@ -281,7 +282,7 @@ func (st *stream) send() error {
 				return st.endOfTimeline()
 			case errors.Is(err, ErrShutdown):
 				st.stopping.Store(true)
-				changed = nil // there is no more
+				ended, changed = true, nil
 			case err != nil:
 				return AsError(err)
 			case len(data) > 0:
