@@ -275,16 +275,12 @@ func (st *stream) send() error {
 
 		if !ended {
 			data, end, err := st.cfg.Source.Read(st.sent, MaxWALMessage)
-			var eot *EndOfTimeline
 			switch {
-			case errors.As(err, &eot):
-				st.next = eot
-				return st.endOfTimeline()
 			case errors.Is(err, ErrShutdown):
 				st.stopping.Store(true)
 				ended, changed = true, nil
 			case err != nil:
-				return AsError(err)
+				return st.sourceError(err)
 			case len(data) > 0:
 				if err := st.sendWAL(data, end); err != nil {
 					return err
@@ -321,9 +317,16 @@ func (st *stream) send() error {
 	}
 }
 
-// endOfTimeline sends CopyDone and waits for the client's: what it still has
-// to report is heard, and nothing follows from us.
-func (st *stream) endOfTimeline() error {
+// sourceError is the end of the timeline, or an error for the client to hear.
+//
+// At the end it sends CopyDone and waits for the client's: what the client
+// still has to report is heard, and nothing follows from us.
+func (st *stream) sourceError(err error) error {
+	var end *EndOfTimeline
+	if !errors.As(err, &end) {
+		return AsError(err)
+	}
+	st.next = end
 	if err := st.write(copyDone); err != nil {
 		return err
 	}

@@ -260,16 +260,52 @@ func TestSCRAMWithLibpq(t *testing.T) {
 	if err != nil {
 		t.Fatal("psql is needed (Debian: postgresql-client-15): ", err)
 	}
-	certs := newCertificates(t)
-	srv := startServer(t, &ServerConfig{Access: scramAccess(t, "hostssl replication all all scram-sha-256"), TLS: certs.server})
-	cmd := exec.CommandContext(t.Context(), psql, "-X", "-At", "-c", "IDENTIFY_SYSTEM",
-		fmt.Sprintf("host=127.0.0.1 port=%d user=standby replication=true sslmode=verify-ca sslrootcert=%s channel_binding=require",
-			srv.port, certs.caFile))
-	cmd.Env = append(os.Environ(), "PGPASSWORD="+password)
-	out, err := cmd.CombinedOutput()
-	if want := "7711080864224384423|1|0/1500790|\n"; err != nil || string(out) != want {
-		t.Errorf("psql printed %q, %v; want %q", out, err, want)
+	// The hash that is bound to is that of the certificate's signature.
+	for _, curve := range []elliptic.Curve{elliptic.P256(), elliptic.P384(), elliptic.P521()} {
+		certs := newCertificatesOf(t, curve)
+		srv := startServer(t, &ServerConfig{Access: scramAccess(t, "hostssl replication all all scram-sha-256"), TLS: certs.server})
+		cmd := exec.CommandContext(t.Context(), psql, "-X", "-At", "-c", "IDENTIFY_SYSTEM",
+			fmt.Sprintf("host=127.0.0.1 port=%d user=standby replication=true sslmode=verify-ca sslrootcert=%s channel_binding=require",
+				srv.port, certs.caFile))
+		cmd.Env = append(os.Environ(), "PGPASSWORD="+password)
+		out, err := cmd.CombinedOutput()
+		if want := "7711080864224384423|1|0/1500790|\n"; err != nil || string(out) != want {
+			t.Errorf("%s: psql printed %q, %v; want %q", curve.Params().Name, out, err, want)
+		}
 	}
+}
+
+// Channel binding is for this: somebody between us and the client who ends TLS
+// with a certificate that the client accepts, and passes everything on.
+func TestSCRAMThroughAnotherCertificate(t *testing.T) {
+	srv := startServer(t, &ServerConfig{
+		Access: scramAccess(t, "hostssl replication all all scram-sha-256"), TLS: newCertificates(t).server})
+	between, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		client, err := between.Accept()
+		if err != nil {
+			return
+		}
+		defer client.Close()
+		c := dialRaw(t, srv)
+		defer c.conn.Close()
+		c.startTLS()
+		request := make([]byte, 8)
+		io.ReadFull(client, request)
+		client.Write([]byte{'S'})
+		tc := tls.Server(client, newCertificates(t).server)
+		wg.Go(func() { io.Copy(c.conn, tc) })
+		io.Copy(tc, c.conn)
+		tc.Close()
+	})
+	t.Cleanup(func() { between.Close(); wg.Wait() })
+	middle := &testServer{port: between.Addr().(*net.TCPAddr).Port}
+	_, err = connect(t, middle, "sslmode=require channel_binding=require user=standby password='"+password+"'")
+	wantServerError(t, err, "08P01", "SCRAM channel binding check failed")
 }
 
 // A user who does not exist has a salt, and the same one each time: who asks
@@ -953,7 +989,12 @@ type certificates struct {
 
 func newCertificates(t testing.TB) *certificates {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	return newCertificatesOf(t, elliptic.P256())
+}
+
+func newCertificatesOf(t testing.TB, curve elliptic.Curve) *certificates {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(curve, rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
