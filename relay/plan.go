@@ -2,6 +2,7 @@ package relay
 
 import (
 	"fmt"
+	"slices"
 
 	"rideau/wal"
 )
@@ -13,6 +14,9 @@ type local struct {
 	tli         wal.TLI // zero: no WAL yet
 	complete    wal.LSN // end of the last whole record on disk
 	written     wal.LSN // where the stream on tli would go on; complete <= written
+
+	// known is what the relay knows of a timeline's path; nil if of none.
+	known func(wal.TLI) (*wal.History, bool)
 }
 
 // observed is what a server said of itself.
@@ -52,6 +56,9 @@ func planStart(l local, o observed) (start, error) {
 	if l.segmentSize != 0 && l.segmentSize != o.segmentSize {
 		return start{}, &SegmentSizeError{Server: o.server, Want: l.segmentSize, Got: o.segmentSize}
 	}
+	if tli := otherHistory(l, o.history); tli != 0 {
+		return start{}, &HistoryError{Server: o.server, TLI: tli}
+	}
 	if l.tli == 0 {
 		// Nothing yet. What the slot holds is older than where the server
 		// stands, and worth having: it may be what a base backup needs.
@@ -67,9 +74,13 @@ func planStart(l local, o observed) (start, error) {
 		if o.pos < l.complete {
 			return start{}, &BehindError{Server: o.server, TLI: o.tli, LSN: o.pos, OurTLI: l.tli, OurLSN: l.complete}
 		}
-		// A server that lost its unfinished last record in a crash has less
-		// than we were sent, but no record less.
-		return start{l.tli, min(l.written, max(o.pos, l.complete))}, nil
+		if o.pos < l.written {
+			// A server that lost its unfinished last record in a crash has
+			// less than we were sent, but no record less. What it has there
+			// now may be something else.
+			return start{l.tli, l.complete}, nil
+		}
+		return start{l.tli, l.written}, nil
 	}
 	end, next, ok := o.history.SwitchPoint(l.tli)
 	if !ok || end < l.complete {
@@ -81,6 +92,31 @@ func planStart(l local, o observed) (start, error) {
 		return start{next, o.segmentSize.Start(end)}, nil
 	}
 	return start{l.tli, l.written}, nil
+}
+
+// otherHistory answers the timeline of h's path whose own path is not the one
+// that we know it by, zero if all agree: two servers were promoted to the same
+// number, and all that has come from one of them is not the other's.
+func otherHistory(l local, h *wal.History) wal.TLI {
+	path := append(slices.Clone(h.Entries), wal.Entry{TLI: h.TLI})
+	for i, e := range path {
+		ours, ok := l.known(e.TLI)
+		if !ok {
+			continue
+		}
+		if len(ours.Entries) != i {
+			return e.TLI
+		}
+		for j, o := range ours.Entries {
+			// h may leave a timeline before that began, see ParseHistory:
+			// its earlier entries then end there.
+			cut := path[j].End < o.End && path[j].End == path[j+1].End
+			if path[j].TLI != o.TLI || path[j].Reason != o.Reason || path[j].End != o.End && !cut {
+				return e.TLI
+			}
+		}
+	}
+	return 0
 }
 
 // forkOf is where h leaves tli: the switch point, or where its path passes the
@@ -111,12 +147,13 @@ func planSwitch(l local, server string, next wal.TLI, end wal.LSN) (start, error
 
 // choose picks the server to receive from, -1 for none: a primary before a
 // standby, then the one on the highest timeline, then the first in the list.
-// Where the list has several servers a standby is taken only if asked for:
-// it may be one of those that we feed, and would wait for us for ever.
+// A standby is taken only if it is wanted: the only server there is, or asked
+// for. One of several may be one of those that we feed; we would wait for each
+// other for ever, and not see the primary come back.
 func choose(servers []observed, standbyWanted bool) int {
 	best := -1
 	for i, o := range servers {
-		if o.standby && len(servers) > 1 && !standbyWanted {
+		if o.standby && !standbyWanted {
 			continue
 		}
 		if best < 0 || servers[best].standby && !o.standby ||

@@ -270,6 +270,7 @@ func (r *Relay) ask(ctx context.Context, t *pgrepl.Target) (_ *candidate, err er
 	if sp := r.spool(); sp != nil {
 		l = sp.local()
 	}
+	l.known = r.timelines.get
 	if l.tli == 0 && r.cfg.Slot != "" && conn.Major() >= 15 {
 		slot, err := conn.ReadSlot(ctx, r.cfg.Slot)
 		if err != nil {
