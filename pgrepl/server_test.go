@@ -28,6 +28,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
+	"go.uber.org/goleak"
 )
 
 // params15 are what a server of version 15 tells.
@@ -58,6 +59,7 @@ func startServer(t *testing.T, cfg *ServerConfig) *testServer {
 	if cfg.Params == nil {
 		cfg.Params = params15
 	}
+	before := goleak.IgnoreCurrent()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -84,6 +86,7 @@ func startServer(t *testing.T, cfg *ServerConfig) *testServer {
 		cancel()
 		ln.Close()
 		wg.Wait()
+		goleak.VerifyNone(t, before)
 	})
 	return srv
 }
