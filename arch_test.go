@@ -31,6 +31,7 @@ var layers = [][]string{
 	{"wal", "internal/durable"},
 	{"pgrepl", "archive", "internal/pgserver"},
 	{"relay", "console"},
+	{"demo"}, // a play with features as its cast; nothing but the command knows it
 	{"cmd/rideau"},
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -15,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"rideau/archive"
+	"rideau/demo"
 	"rideau/internal/durable"
 	"rideau/pgrepl"
 	"rideau/relay"
@@ -69,6 +71,10 @@ func explainOwn(err error) (explanation, bool) {
 		corrupt     *wal.CorruptError
 		damage      *archive.DamageError
 		unreachable *archive.UnreachableError
+		noPostgres  *demo.NotInstalledError
+		demoDir     *demo.DirError
+		stuck       *demo.StuckError
+		lost        *demo.LostError
 		server      *pgconn.PgError
 	)
 	switch {
@@ -109,6 +115,20 @@ func explainOwn(err error) (explanation, bool) {
 		e.hint = "Fetch the file from another archive, or from the server if it is still in its pg_wal."
 	case errors.As(err, &unreachable):
 		e.hint = "Is the relay running, and is this the address of its --http?"
+	case errors.As(err, &noPostgres):
+		major := cmp.Or(noPostgres.Major, 15)
+		e.hint = fmt.Sprintf("In Rideau's source, make servers installs 13 to 18 for the demo; or install it as usual (on Debian: apt-get install postgresql-%d).", major)
+		if len(noPostgres.Installed) > 0 {
+			e.hint += fmt.Sprintf(" With what is there: rideau demo --major %d.", noPostgres.Installed[len(noPostgres.Installed)-1])
+		}
+	case errors.As(err, &demoDir):
+		e.hint = "Name an empty directory, or one to be made, below one that is there; or leave out --dir for one in the temporary folder."
+	case errors.As(err, &stuck):
+		e.message = message(stuck.Err)
+		e.detail = "What was said last:\n" + stuck.Logs
+	case errors.As(err, &lost):
+		e.message = "what must not happen did: " + err.Error()
+		e.hint = "This is a bug in Rideau, or a disk that lies about what it has written. Please report it, with the files."
 	case errors.Is(err, context.Canceled):
 		e.message = "interrupted"
 	default:

@@ -12,6 +12,7 @@ const rootHelp = `Usage: rideau NOUN [VERB] [options] [arguments]
 
 Rideau stands between a PostgreSQL primary and everything that needs its data.
 
+    demo         kill a primary on this machine, and see that nothing is lost
     relay        receive WAL once, keep it, serve it to many standbys
     run          the same as a daemon, from a configuration file
     wal          fetch WAL for recovery, check an archive, look inside WAL
@@ -27,6 +28,7 @@ variables as psql. Exit status: 0 done, 1 failed, 2 a mistake in the command.
 // newNOUNCommand, a line here and a line in rootHelp.
 func newRoot() *cobra.Command {
 	return newGroup("rideau", rootHelp,
+		newDemoCommand(),
 		newRelayCommand(),
 		newRunCommand(),
 		newWalCommand(),
