@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -63,7 +65,7 @@ type lostServer struct {
 func loseServer(t *testing.T, major int) *lostServer {
 	l := &lostServer{major: major, rideau: installRideau(t), archive: pgtest.Dir(t)}
 	primary := pgtest.Start(t, pgtest.Options{Major: major, InitdbArgs: []string{"--wal-segsize=1"}})
-	receiver := pgtest.Go(t, major, "pg_receivewal", "--no-loop", "--no-password", "-D", l.archive, "-d", primary.Conninfo(""))
+	receiver := pgtest.Go(t, major, "pg_receivewal", "--no-loop", "--no-password", "--status-interval=1", "-D", l.archive, "-d", primary.Conninfo(""))
 	primary.WaitQuery("1", "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'")
 
 	backup := primary.Standby(pgtest.Options{Name: "restored", Settings: map[string]string{"primary_conninfo": ""}}, "")
@@ -199,10 +201,10 @@ func TestRecoveryWithPartial(t *testing.T) {
 
 func TestRecoveryFromRelay(t *testing.T) {
 	eachRecovery(t, func(t *testing.T, l *lostServer) {
-		asked := make(map[string]int)
+		var asked sync.Map
 		address := serveArchive(t, l.archive, func(name string) bool {
-			asked[name]++
-			return asked[name] == 1 // each first answer is cut off: it is asked again
+			_, again := asked.LoadOrStore(name, true)
+			return !again // each first answer is cut off: it is asked for again
 		})
 		s := l.recover(t, address+` %f "%p"`, "recovery.signal")
 		if err := s.Start(t.Context()); err != nil {
@@ -218,8 +220,9 @@ func TestRecoveryFromRelay(t *testing.T) {
 // promote; once the source is back it goes on, and has everything.
 func TestRecoveryStopsWhereSourceFails(t *testing.T) {
 	eachRecovery(t, func(t *testing.T, l *lostServer) {
-		failing := true
-		address := serveArchive(t, l.archive, func(name string) bool { return failing && name == l.last })
+		var failing atomic.Bool
+		failing.Store(true)
+		address := serveArchive(t, l.archive, func(name string) bool { return failing.Load() && name == l.last })
 		s := l.recover(t, "--timeout 1s "+address+` %f "%p"`, "recovery.signal")
 		if err := s.Start(t.Context()); err == nil {
 			pgtest.Wait(t, "the server to give up", func() (bool, string) { return !s.Running(), s.Log(20) })
@@ -234,7 +237,7 @@ func TestRecoveryStopsWhereSourceFails(t *testing.T) {
 			t.Errorf("the server was promoted:\n%s", log)
 		}
 
-		failing = false
+		failing.Store(false)
 		if err := s.Start(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -319,39 +322,88 @@ func TestFetchSIGTERM(t *testing.T) {
 // checkAndDump looks at the archive as a person would, and with pg_waldump.
 func checkAndDump(t *testing.T, l *lostServer) {
 	t.Helper()
-	run := func(args ...string) (string, error) {
+	status := func(args ...string) (stdout, stderr string, status int) {
 		t.Helper()
 		cmd := exec.Command(l.rideau, args...)
-		var stderr strings.Builder
-		cmd.Stderr = &stderr
-		out, err := cmd.Output()
-		if stderr.Len() > 0 {
-			t.Errorf("rideau %s: %s", strings.Join(args, " "), stderr.String())
-		}
-		return string(out), err
+		var out, complaints strings.Builder
+		cmd.Stdout, cmd.Stderr = &out, &complaints
+		cmd.Run()
+		return out.String(), complaints.String(), cmd.ProcessState.ExitCode()
 	}
-	out, err := run("wal", "check", "--deep", l.archive)
-	if err != nil || !strings.Contains(out, "Whole, and every record verified: from ") {
-		t.Errorf("check: %v\n%s", err, out)
+	run := func(args ...string) string {
+		t.Helper()
+		out, complaints, code := status(args...)
+		if complaints != "" || code != 0 {
+			t.Errorf("rideau %s: exit status %d, %s", strings.Join(args, " "), code, complaints)
+		}
+		return out
+	}
+	if out := run("wal", "check", "--deep", l.archive); !strings.Contains(out, "Whole, and every record verified: from ") {
+		t.Errorf("check:\n%s", out)
 	}
 	theirs := pgtest.Run(t, l.major, "pg_waldump", filepath.Join(l.archive, l.last))
-	ours, err := run("wal", "dump", filepath.Join(l.archive, l.last))
-	if err != nil {
-		t.Errorf("dump: %v", err)
-	}
+	ours := run("wal", "dump", filepath.Join(l.archive, l.last))
 	if got, want := lsns(ours), lsns(theirs); got != want || got == "" {
 		t.Errorf("dump has records at\n%s\npg_waldump at\n%s", got, want)
 	}
 	first, _, _ := strings.Cut(lsns(ours), "\n")
-	out, err = run("wal", "dump", "--json", "--limit", "1", "--start", first, l.archive)
-	short := wal.LSN(mustParse(t, first)).String()
-	if err != nil || !strings.HasPrefix(out, `{"lsn":"`+short+`"`) || strings.Count(out, "\n") != 1 {
-		t.Errorf("dump from %s: %v\n%s", first, err, out)
+	short := mustParse(t, first).String()
+	if out := run("wal", "dump", "--json", "--limit", "1", "--start", first, l.archive); !strings.HasPrefix(out, `{"lsn":"`+short+`"`) || strings.Count(out, "\n") != 1 {
+		t.Errorf("dump from %s:\n%s", first, out)
 	}
-	out, err = run("wal", "dump", "--stats", "--rmgr", "transaction", l.archive)
-	if err != nil || !strings.Contains(out, "Transaction/COMMIT") || strings.Contains(out, "Heap/") {
-		t.Errorf("stats: %v\n%s", err, out)
+	if out := run("wal", "dump", "--start", first, "--end", first, l.archive); out != "" {
+		t.Errorf("dump from %s to there:\n%s", first, out)
 	}
+	if out := run("wal", "dump", "--stats", "--rmgr", "transaction", l.archive); !strings.Contains(out, "Transaction/COMMIT") || strings.Contains(out, "Heap/") {
+		t.Errorf("stats:\n%s", out)
+	}
+	if out := run("wal", "dump", "--stats", "--json", l.archive); !strings.HasPrefix(out, `{"kinds":[{"kind":"Heap/INSERT`) {
+		t.Errorf("stats:\n%s", out)
+	}
+	all := lsns(run("wal", "dump", l.archive))
+
+	// Now it is damaged: what can be read is read, and the rest is named.
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS(l.archive)); err != nil {
+		t.Fatal(err)
+	}
+	_, end, err := wal.MinSegmentSize.ParseFileName(l.last)
+	if err != nil {
+		t.Fatal(err)
+	}
+	torn := wal.MinSegmentSize.FileName(1, end-2*wal.LSN(wal.MinSegmentSize))
+	text, err := os.ReadFile(filepath.Join(dir, torn))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text[700_000] ^= 1
+	if err := os.WriteFile(filepath.Join(dir, torn), text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	report, complaints, code := status("wal", "check", "--deep", dir)
+	if code != 1 || complaints != "" || !strings.Contains(report, "corrupt   "+torn+" at ") || !strings.HasSuffix(report, "Not whole: 1 segment corrupt.\n") {
+		t.Errorf("check of a corrupt segment: status %d, %s\n%s", code, complaints, report)
+	}
+	compareDamaged := func(what, complaint string) {
+		t.Helper()
+		out, complaints, code := status("wal", "dump", dir)
+		if code != 1 || !strings.Contains(complaints, complaint) || strings.Count(complaints, "\n") != 1 {
+			t.Errorf("dump %s: status %d, %s", what, code, complaints)
+		}
+		some := lsns(out)
+		same := 0
+		for same < min(len(some), len(all)) && some[same] == all[same] {
+			same++
+		}
+		if len(some) >= len(all) || !strings.HasSuffix(all, some[strings.LastIndex(some[:same], "\n")+1:]) {
+			t.Errorf("dump %s has not the records before and after it", what)
+		}
+	}
+	compareDamaged("with a corrupt record", "rideau wal dump: invalid WAL at ")
+	if err := os.Remove(filepath.Join(dir, torn)); err != nil {
+		t.Fatal(err)
+	}
+	compareDamaged("with a hole", fmt.Sprintf("WAL is missing from %s to %s", wal.MinSegmentSize.Start(end-2*wal.LSN(wal.MinSegmentSize)), end-wal.LSN(wal.MinSegmentSize)))
 }
 
 func mustParse(t *testing.T, s string) wal.LSN {
