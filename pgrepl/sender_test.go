@@ -583,3 +583,80 @@ func BenchmarkStream(b *testing.B) {
 	client.Close()
 	<-done
 }
+
+// TLS is another way of writing, and of being interrupted while reading: an
+// error of the source must leave the connection whole, half a report included.
+func TestStreamOverTLS(t *testing.T) {
+	config := newCertificates(t).server
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	accepted := make(chan acceptResult, 1)
+	go func() {
+		conn, err := ln.Accept()
+		if err != nil {
+			accepted <- acceptResult{nil, err}
+			return
+		}
+		s, err := Accept(context.Background(), conn, &ServerConfig{TLS: config, Params: params15})
+		accepted <- acceptResult{s, err}
+	}()
+	c := dialRaw(t, &testServer{port: ln.Addr().(*net.TCPAddr).Port})
+	c.startTLS()
+	c.startup(map[string]string{"user": "standby", "replication": "true"})
+	c.keyData()
+	c.want(&pgproto3.ReadyForQuery{TxStatus: 'I'})
+	r := <-accepted
+	if r.err != nil {
+		t.Fatal(r.err)
+	}
+	defer r.s.Close()
+
+	data := make([]byte, 3*MaxWALMessage+100)
+	for i := range data {
+		data[i] = byte(i >> 7)
+	}
+	src := newSource(0x1000000, string(data))
+	heard := make(chan Status, 1)
+	done := make(chan error, 1)
+	go func() {
+		done <- r.s.Stream(context.Background(), StreamConfig{TLI: 1, Start: 0x1000000, Source: src, Timeout: time.Minute,
+			OnStatus: func(s Status) { heard <- s }})
+	}()
+	c.wantBytes([]byte{'W', 0, 0, 0, 7, 0, 0, 0})
+	var got []byte
+	for len(got) < len(data) {
+		msg := c.receive().(*pgproto3.CopyData).Data
+		if start := binary.BigEndian.Uint64(msg[1:]); start != uint64(0x1000000+len(got)) {
+			t.Fatalf("message begins at %s, want %s", wal.LSN(start), wal.LSN(0x1000000+len(got)))
+		}
+		got = append(got, msg[walHeaderLen:]...)
+	}
+	if !bytes.Equal(got, data) {
+		t.Error("the WAL that came is not the WAL that was sent")
+	}
+
+	// A whole report and the first half of another, each TLS record on its own.
+	msg, err := (&pgproto3.CopyData{Data: Status{Write: 0x1000001}.AppendTo(nil)}).Encode(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.conn.Write(msg)
+	<-heard
+	c.conn.Write(msg[:20])
+	src.grow("", Errorf("XX000", "broken"))
+	c.wantError("XX000", "broken")
+	c.want(&pgproto3.ReadyForQuery{TxStatus: 'I'})
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	c.conn.Write(msg[20:])
+	c.send(&pgproto3.Query{String: "IDENTIFY_SYSTEM"})
+	if cmd, err := r.s.ReadCommand(context.Background()); err != nil {
+		t.Error(err)
+	} else if _, ok := cmd.(IdentifySystem); !ok {
+		t.Errorf("read %T", cmd)
+	}
+}
