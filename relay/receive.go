@@ -30,7 +30,11 @@ func (r *Relay) receive(ctx context.Context, c *candidate, tli wal.TLI) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	var wg sync.WaitGroup
 	// Reads and writes fail once ctx is done, whoever ended it.
-	stopWatch := context.AfterFunc(ctx, func() { c.conn.SetReadDeadline(time.Unix(1, 0)) })
+	watched := make(chan struct{})
+	stopWatch := context.AfterFunc(ctx, func() {
+		c.conn.SetReadDeadline(time.Unix(1, 0))
+		close(watched)
+	})
 
 	var heard atomic.Int64 // when the server last sent something, unix nanoseconds
 	heard.Store(time.Now().UnixNano())
@@ -56,7 +60,10 @@ func (r *Relay) receive(ctx context.Context, c *candidate, tli wal.TLI) error {
 	}
 	cancel(err)
 	wg.Wait()
-	stopWatch()
+	// The connection is used again if only the timeline has ended.
+	if !stopWatch() {
+		<-watched
+	}
 	c.conn.SetReadDeadline(time.Time{})
 
 	// What was taken is kept, and said, however the stream ended. A failed

@@ -312,7 +312,7 @@ func (r *Relay) learn(ctx context.Context, c *candidate) error {
 		r.setIdentity(id)
 	} else {
 		if err := r.writeIdentity(id); err != nil {
-			return err
+			return &localError{err}
 		}
 		r.setIdentity(id)
 	}

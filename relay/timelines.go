@@ -40,8 +40,24 @@ func (t *timelines) load(inv *archive.Inventory) error {
 	return nil
 }
 
-// get returns the path to tli; false if we have no history file of it.
+// get returns the path to tli; false if it is not known. Where tli has no
+// history file, that of a later timeline on the same path says as much.
 func (t *timelines) get(tli wal.TLI) (*wal.History, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if h, ok := t.known[tli]; ok {
+		return h, true
+	}
+	for _, later := range t.known {
+		if h, ok := later.Ancestor(tli); ok {
+			return h, true
+		}
+	}
+	return nil, false
+}
+
+// file returns the path that tli's history file says; false if there is none.
+func (t *timelines) file(tli wal.TLI) (*wal.History, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	h, ok := t.known[tli]
@@ -97,7 +113,7 @@ func (e *HistoryError) Error() string {
 func (t *timelines) mirror(ctx context.Context, conn *pgrepl.Conn, tli wal.TLI, log *slog.Logger) error {
 	server := conn.Target.String()
 	for n := tli; n > 1; n-- {
-		ours, have := t.get(n)
+		ours, have := t.file(n)
 		if have && n != tli {
 			continue
 		}

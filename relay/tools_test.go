@@ -101,9 +101,10 @@ func TestTools(t *testing.T) {
 				s.Exec("CREATE TABLE mistake ()")
 				s.Restart() // a clean shutdown, which pg_rewind wants
 				s.Stop(pgserver.Fast)
-				out := pgtest.Run(t, major, "pg_rewind", "-D", s.Dir, "--source-server", r.conninfo()+" dbname=postgres", "--no-sync")
-				if !strings.Contains(out, "Done!") {
-					t.Errorf("pg_rewind says:\n%s", out)
+				pgtest.Run(t, major, "pg_rewind", "-D", s.Dir, "--source-server", r.conninfo()+" dbname=postgres", "--no-sync")
+				// What it leaves for the next start: where to replay from.
+				if _, err := os.Stat(filepath.Join(s.Dir, "backup_label")); err != nil {
+					t.Errorf("pg_rewind did not rewind: %v", err)
 				}
 			})
 		})

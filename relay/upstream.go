@@ -298,7 +298,7 @@ func (r *Relay) ask(ctx context.Context, t *pgrepl.Target) (_ *candidate, err er
 // histories of its timelines before anything of them is announced.
 func (r *Relay) adopt(ctx context.Context, c *candidate) error {
 	if err := r.learn(ctx, c); err != nil {
-		return &localError{err}
+		return err
 	}
 	return r.timelines.mirror(ctx, c.conn, c.tli, r.log)
 }
