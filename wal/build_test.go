@@ -193,7 +193,6 @@ func pieces(c *wal.Checker, b []byte, n int) error {
 
 // readAll reads records until something ends them.
 func readAll(r *wal.Reader) (lsns []wal.LSN, end wal.LSN, err error) {
-	end = r.Pos()
 	for {
 		rec, err := r.Next()
 		if err != nil {

@@ -115,13 +115,8 @@ func (h *History) Format() string {
 		if i > 0 {
 			b.WriteByte('\n')
 		}
-		// A reason may hold a restore point's name, which can hold anything.
-		reason := strings.Map(func(r rune) rune {
-			if r == '\n' {
-				return ' '
-			}
-			return r
-		}, e.Reason)
+		// A reason may hold a restore point's name, which can hold any bytes.
+		reason := strings.ReplaceAll(e.Reason, "\n", " ")
 		fmt.Fprintf(&b, "%s\t%s\t%s\n", e.TLI, e.End, reason)
 	}
 	return b.String()
