@@ -164,8 +164,25 @@ func (a *Archive) Open(ctx context.Context, name string) (io.ReadCloser, int64, 
 // file system that is not mounted, or the wrong directory.
 var ErrEmpty = errors.New("there is no WAL in the archive")
 
+// A glancer is a Store that can tell sooner than by an ordered list whether it
+// has a file with a name for which is says so. PostgreSQL asks for many files that are not
+// there, and waits for the answer.
+type glancer interface {
+	glance(is func(name string) bool) (bool, error)
+}
+
 // absent makes sure that there is WAL where one file of it was not.
 func (a *Archive) absent(ctx context.Context, err error) error {
+	if g, ok := a.store.(glancer); ok {
+		some, glanceErr := g.glance(IsWAL)
+		switch {
+		case glanceErr != nil:
+			return glanceErr
+		case some:
+			return err
+		}
+		return ErrEmpty
+	}
 	for o, listErr := range a.store.List(ctx, "") {
 		if listErr != nil {
 			return listErr

@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -152,6 +153,25 @@ func TestOpenEmpty(t *testing.T) {
 	if _, _, err := a.Open(context.Background(), "00000002.history"); !errors.Is(err, ErrEmpty) {
 		t.Errorf("Open returned %v, want ErrEmpty", err)
 	}
+	dir := t.TempDir()
+	if _, _, err := New(Dir(dir)).Open(context.Background(), "00000002.history"); !errors.Is(err, ErrEmpty) {
+		t.Errorf("Open in a directory returned %v, want ErrEmpty", err)
+	}
+	for i := range 250 {
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprint(i)), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, _, err := New(Dir(dir)).Open(context.Background(), "00000002.history"); !errors.Is(err, ErrEmpty) {
+		t.Errorf("Open in a directory of other things returned %v, want ErrEmpty", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "000000010000000000000001.partial"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := New(Dir(dir)).Open(context.Background(), "00000002.history"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Open in a directory with WAL returned %v, want fs.ErrNotExist", err)
+	}
+
 	m.fail = func(op, name string) error {
 		if op == "list" {
 			return errors.New("input/output error")

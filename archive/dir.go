@@ -9,6 +9,7 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"rideau/internal/durable"
@@ -110,6 +111,28 @@ func (d Dir) List(ctx context.Context, after string) iter.Seq2[Object, error] {
 			if !yield(Object{Name: e.Name(), Size: info.Size(), Modified: info.ModTime()}, nil) {
 				return
 			}
+		}
+	}
+}
+
+// glance looks at names in the order of the directory, and no further than it
+// must: a directory may hold years of WAL.
+func (d Dir) glance(is func(name string) bool) (bool, error) {
+	f, err := os.Open(string(d))
+	if err != nil {
+		return false, &unreachableError{err}
+	}
+	defer f.Close()
+	for {
+		names, err := f.Readdirnames(100)
+		if slices.ContainsFunc(names, is) {
+			return true, nil
+		}
+		if err == io.EOF {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
 		}
 	}
 }
