@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -110,7 +111,7 @@ func checkExample(t *testing.T, where, line string) {
 		t.Errorf("%s: %q: %v", where, line, err)
 		return
 	}
-	if err := cmd.ParseFlags(rest); err != nil {
+	if err := cmd.ParseFlags(rest); err != nil && !errors.Is(err, pflag.ErrHelp) {
 		t.Errorf("%s: %q: %v", where, line, err)
 	}
 	if args := cmd.Flags().Args(); cmd.HasSubCommands() && len(args) > 0 {
@@ -197,4 +198,28 @@ func roff(line string) string {
 		line = `\&` + line
 	}
 	return line
+}
+
+// The commands of the README and of the manual are there, with their options.
+func TestDocumentedCommands(t *testing.T) {
+	for _, file := range []string{"../../README.md", "../../doc/relay.md", "../../doc/rideau.yaml"} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// At the beginning of a line, in $(...), between backquotes or quotes.
+		found := regexp.MustCompile("(?m)(?:^|[`\"'(])(rideau [a-z][^`\n]*)").FindAllStringSubmatch(string(text), -1)
+		if len(found) == 0 {
+			t.Errorf("%s has no command", file)
+		}
+		for _, m := range found {
+			line, _, _ := strings.Cut(m[1], ")")
+			line, _, _ = strings.Cut(line, "  #")
+			if strings.HasSuffix(strings.TrimSpace(line), `"`) && strings.Count(line, `"`) == 1 || strings.Count(line, `'`) == 1 {
+				line = strings.TrimRight(line, `"' `)
+			}
+			line, _, _ = strings.Cut(line, `" `)
+			checkExample(t, file, line)
+		}
+	}
 }
