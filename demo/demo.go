@@ -584,7 +584,7 @@ func (s *scene) failOver(ctx context.Context, primary, a, b *pgserver.Server) (p
 		return nil, nil, err
 	}
 	f.Promoted = promoted.Name
-	s.step("%s: is the primary, and listens to writes as soon as the relay acknowledges them", promoted.Name)
+	s.step("%s: is the primary; its commits wait for the relay, as before", promoted.Name)
 
 	st, err = s.waitRelay(ctx, "the relay to follow the new primary", func(st relay.Status) bool {
 		return st.Upstream.State == "streaming" && st.Position.TLI > f.Held.TLI

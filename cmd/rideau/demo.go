@@ -36,13 +36,14 @@ listen on free ports of 127.0.0.1 and trust who comes from there. If you are
 root, they run as nobody.
 
 Options:
-    --keep             Leave all of it running after the report, say how to
-                       connect, and remove it when interrupted.
-    --json             Print the report as JSON, and progress on standard error.
-    --major N          The version of PostgreSQL. Default 15 if it is installed,
-                       else the newest that is.
-    --dir DIR          Keep files in DIR, made if needed, and empty. Default: a
-                       new one in the temporary folder. Removed either way.
+    --keep         Leave all of it running after the report, say how to reach
+                   it, and remove it when interrupted.
+    --json         Print the report as JSON, and progress on standard error.
+    --major N      The version of PostgreSQL. Default 15 if it is installed,
+                   else the newest that is.
+    --dir DIR      Put files in DIR, which is made if needed and must be empty.
+                   Default: a new one in the temporary folder. What was put
+                   there is removed either way.
 
 An interrupt (SIGINT, SIGTERM) ends and removes everything, at any time.
 

@@ -112,7 +112,7 @@ func wrap(text string, width int) []string {
 func (s *demoShow) report(r *demo.Report) error {
 	fmt.Fprintln(s.w)
 	t := tabwriter.NewWriter(s.w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "place\ttimeline\tup to\tacknowledged\tfound\tmissing\tdouble\t")
+	fmt.Fprintln(t, "place\ttimeline\tup to\tacknowledged\tfound\tmissing\ttwice\t")
 	for _, p := range r.Places {
 		name := p.Role + " " + p.Name
 		if p.Rows == 0 {
