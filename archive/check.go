@@ -199,8 +199,8 @@ func (p timelinePath) end(s Segment) wal.LSN {
 
 // walk joins segments of the path to ranges, and finds what is between them.
 func (p timelinePath) walk(on []Segment) (ranges []Range, missing []Gap) {
-	slices.SortFunc(on, func(x, y Segment) int { // of one place, the copy that goes furthest first
-		return cmp.Or(cmp.Compare(x.LSN, y.LSN), cmp.Compare(p.end(y), p.end(x)), cmp.Compare(y.TLI, x.TLI))
+	slices.SortFunc(on, func(x, y Segment) int { // of one place, the newest copy first: it goes furthest
+		return cmp.Or(cmp.Compare(x.LSN, y.LSN), cmp.Compare(y.TLI, x.TLI))
 	})
 	for i, s := range on {
 		if i > 0 && s.LSN == on[i-1].LSN {
