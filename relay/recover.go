@@ -164,6 +164,10 @@ func (r *Relay) recover(sp *spool, inv *archive.Inventory, limit wal.LSN) error 
 		r.log.Info("WAL on disk ends here", "tli", tli, "lsn", end, "complete", min(check.End(), end))
 		return nil
 	}
+	if sp.tli != 0 {
+		// Nothing has been written: what was refused came first of all.
+		sp.resume(sp.tli, sp.written, wal.NewChecker(sp.size, sp.systemID, sp.tli, sp.written))
+	}
 	return nil
 }
 

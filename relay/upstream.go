@@ -327,8 +327,17 @@ func (r *Relay) ensureSlot(ctx context.Context, c *candidate) error {
 }
 
 // stream receives from one server, across its timelines.
-func (r *Relay) stream(ctx context.Context, c *candidate, streaming func()) error {
+func (r *Relay) stream(ctx context.Context, c *candidate, streaming func()) (err error) {
 	sp := r.spool()
+	defer func() {
+		// A timeline that has not reached its beginning here gives way to its
+		// parent, as after a crash: the next server may not have come by it.
+		if sp.written < sp.goal && ctx.Err() == nil {
+			if rerr := r.reload(0); rerr != nil {
+				err = &localError{rerr}
+			}
+		}
+	}()
 	at := c.start
 	var goal wal.LSN // where at.tli begins, if we come to it from its parent
 	if l := sp.local(); l.tli != 0 && l.tli != at.tli {
