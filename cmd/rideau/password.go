@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -39,7 +40,7 @@ func newPasswordCommand() *cobra.Command {
 			err.hint = "The password is asked for, or read from standard input: arguments can be seen by every user of this machine."
 			return err
 		}
-		password, err := askPassword(cmd.InOrStdin(), cmd.ErrOrStderr())
+		password, err := askPassword(cmd.Context(), cmd.InOrStdin(), cmd.ErrOrStderr())
 		if err != nil {
 			return err
 		}
@@ -54,7 +55,7 @@ func newPasswordCommand() *cobra.Command {
 
 // askPassword reads a password, twice and unseen from a terminal, once from
 // anything else.
-func askPassword(in io.Reader, prompt io.Writer) (string, error) {
+func askPassword(ctx context.Context, in io.Reader, prompt io.Writer) (string, error) {
 	f, ok := in.(*os.File)
 	if !ok || !term.IsTerminal(int(f.Fd())) {
 		line, err := bufio.NewReader(in).ReadString('\n')
@@ -63,15 +64,36 @@ func askPassword(in io.Reader, prompt io.Writer) (string, error) {
 		}
 		return strings.TrimRight(line, "\r\n"), nil
 	}
+	// Nothing ends a read from a terminal. Who interrupts must see again what they
+	// type; the reader ends with us.
+	state, err := term.GetState(int(f.Fd()))
+	if err != nil {
+		return "", fmt.Errorf("could not read the password: %w", err)
+	}
+	type line struct {
+		text []byte
+		err  error
+	}
 	var typed [2]string
 	for i, label := range []string{"Password: ", "Again: "} {
 		fmt.Fprint(prompt, label)
-		text, err := term.ReadPassword(int(f.Fd()))
-		fmt.Fprintln(prompt)
-		if err != nil {
-			return "", fmt.Errorf("could not read the password: %w", err)
+		read := make(chan line, 1)
+		go func() {
+			text, err := term.ReadPassword(int(f.Fd()))
+			read <- line{text, err}
+		}()
+		select {
+		case l := <-read:
+			fmt.Fprintln(prompt)
+			if l.err != nil {
+				return "", fmt.Errorf("could not read the password: %w", l.err)
+			}
+			typed[i] = string(l.text)
+		case <-ctx.Done():
+			term.Restore(int(f.Fd()), state)
+			fmt.Fprintln(prompt)
+			return "", ctx.Err()
 		}
-		typed[i] = string(text)
 	}
 	if typed[0] != typed[1] {
 		return "", errors.New("the two passwords differ")
