@@ -81,10 +81,10 @@ func reap(pid int) { syscall.Wait4(pid, nil, syscall.WNOHANG, nil) }
 
 // memoryFree is how much can be written to the file system in memory at dir
 // without leaving too little memory for all else: half of what is available.
-// 0 if there is none.
+// 0 if there is none that we may write to.
 func memoryFree(dir string) int64 {
 	var fs unix.Statfs_t
-	if unix.Statfs(dir, &fs) != nil || fs.Type != unix.TMPFS_MAGIC {
+	if unix.Statfs(dir, &fs) != nil || fs.Type != unix.TMPFS_MAGIC || unix.Access(dir, unix.W_OK) != nil {
 		return 0
 	}
 	b, err := os.ReadFile("/proc/meminfo")
