@@ -51,10 +51,10 @@ type StandbyReport struct {
 // A Place is somewhere where acknowledged commits must be.
 type Place struct {
 	Name string  `json:"name"`
-	Role string  `json:"role"`
+	Role string  `json:"role"` // new primary, standby, WAL
 	TLI  wal.TLI `json:"tli"`
-	LSN  wal.LSN `json:"lsn"`  // up to where it has WAL
-	Rows int     `json:"rows"` // of a server
+	LSN  wal.LSN `json:"lsn"`            // up to where it has WAL
+	Rows int     `json:"rows,omitempty"` // of a server
 	Tally
 }
 

@@ -97,7 +97,6 @@ func newDemoCommand() *cobra.Command {
 		if flags.json {
 			show = newDemoShow(stderr)
 		}
-		show.start()
 		report, err := demo.Run(ctx, demo.Config{
 			Program: program,
 			Major:   flags.major,

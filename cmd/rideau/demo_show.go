@@ -22,6 +22,8 @@ type demoShow struct {
 	begun time.Time
 	tty   int // file descriptor of a terminal, or -1
 
+	titled bool
+
 	mu    sync.Mutex
 	drawn string // the last line, while it is there
 }
@@ -49,13 +51,14 @@ func (s *demoShow) width() int {
 	return min(width, 100)
 }
 
-func (s *demoShow) start() {
-	fmt.Fprintln(s.w, "Rideau demo: a primary dies, and nothing that was acknowledged is lost.")
-	fmt.Fprintln(s.w)
-}
-
+// step tells what was done. The first step comes after a title, which stays away
+// where nothing could begin.
 func (s *demoShow) step(text string) {
 	s.clear()
+	if !s.titled {
+		fmt.Fprint(s.w, "Rideau demo: a primary dies, and nothing that was acknowledged is lost.\n\n")
+		s.titled = true
+	}
 	lines := wrap(text, s.width()-stepIndent)
 	fmt.Fprintf(s.w, "%5.1f s %s\n", time.Since(s.begun).Seconds(), lines[0])
 	for _, line := range lines[1:] {
@@ -115,8 +118,8 @@ func (s *demoShow) report(r *demo.Report) error {
 	fmt.Fprintln(t, "place\ttimeline\tup to\tacknowledged\tfound\tmissing\ttwice\t")
 	for _, p := range r.Places {
 		name := p.Role + " " + p.Name
-		if p.Rows == 0 {
-			name = p.Name + ", " + p.Role
+		if p.Name == "relay" {
+			name = "relay's WAL"
 		}
 		fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%s\t%s\t%s\t\n", name, p.TLI, p.LSN, demo.Thousands(r.Acknowledged),
 			demo.Thousands(p.Found), demo.Thousands(p.Missing), demo.Thousands(p.Duplicates))

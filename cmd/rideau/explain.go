@@ -18,6 +18,7 @@ import (
 	"rideau/archive"
 	"rideau/demo"
 	"rideau/internal/durable"
+	"rideau/internal/pgserver"
 	"rideau/pgrepl"
 	"rideau/relay"
 	"rideau/wal"
@@ -73,6 +74,7 @@ func explainOwn(err error) (explanation, bool) {
 		unreachable *archive.UnreachableError
 		noPostgres  *demo.NotInstalledError
 		demoDir     *demo.DirError
+		reach       *pgserver.ReachError
 		stuck       *demo.StuckError
 		lost        *demo.LostError
 		server      *pgconn.PgError
@@ -123,6 +125,8 @@ func explainOwn(err error) (explanation, bool) {
 		}
 	case errors.As(err, &demoDir):
 		e.hint = "Name an empty directory, or one to be made, below one that is there; or leave out --dir for one in the temporary folder."
+	case errors.As(err, &reach):
+		e.hint = fmt.Sprintf("Choose another place, or let others pass through: chmod o+x %q.", reach.Dir)
 	case errors.As(err, &stuck):
 		e.message = message(stuck.Err)
 		e.detail = "What was said last:\n" + stuck.Logs

@@ -61,6 +61,17 @@ func (a account) become(cmd *exec.Cmd, onOurDeath syscall.Signal) {
 	}
 }
 
+// A ReachError says that the account that servers run as when we are root cannot
+// get to where their files should be.
+type ReachError struct {
+	Dir     string // the folder it cannot enter
+	Account string
+}
+
+func (e *ReachError) Error() string {
+	return fmt.Sprintf("directory %q cannot be entered by %q, whom PostgreSQL runs as when we are root", e.Dir, e.Account)
+}
+
 // canReach reports, as an error that names it, the folder on the way to dir that
 // the account cannot enter.
 func (a account) canReach(dir string) error {
@@ -80,7 +91,7 @@ func (a account) canReach(dir string) error {
 			enter = 0o010
 		}
 		if info.Mode().Perm()&enter == 0 {
-			return fmt.Errorf("directory %q cannot be entered by %q, whom PostgreSQL runs as when we are root", dir, a.name)
+			return &ReachError{Dir: dir, Account: a.name}
 		}
 		if dir == filepath.Dir(dir) {
 			return nil
