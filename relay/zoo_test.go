@@ -82,7 +82,8 @@ func verify(t *testing.T, dir string, pos relay.Position) {
 	if err := a.Verify(t.Context(), report, nil); err != nil {
 		t.Fatal(err)
 	}
-	if !report.Whole() || len(report.Corrupt) > 0 || len(report.Damaged) > 0 || report.PathUnknown {
+	whole := report.Whole() || len(report.Ranges) == 0 && report.Partial != nil
+	if !whole || len(report.Corrupt) > 0 || len(report.Damaged) > 0 || report.PathUnknown {
 		t.Errorf("the archive is not whole: missing %v, corrupt %v, damaged %v, path unknown: %v",
 			report.Missing, report.Corrupt, report.Damaged, report.PathUnknown)
 	}
@@ -106,11 +107,9 @@ func (r *testRelay) waitError(contains string) {
 	r.t.Helper()
 	pgtest.Wait(r.t, fmt.Sprintf("the relay to say %q", contains), func() (bool, string) {
 		st := r.Status().Upstream
-		return strings.Contains(st.Error, contains), fmt.Sprintf("%+v", st)
+		logged := strings.Contains(r.log.String(), strings.ReplaceAll(contains, `"`, `\"`))
+		return strings.Contains(st.Error, contains) && logged, fmt.Sprintf("in its log: %v, in its status: %+v", logged, st)
 	})
-	if !strings.Contains(r.log.String(), contains) {
-		r.t.Errorf("the log does not say %q:\n%s", contains, r.log)
-	}
 }
 
 // path is the history of a timeline as the relay's directory has it.
@@ -277,7 +276,7 @@ func TestSwitchInsideRecordInStream(t *testing.T) {
 			primary := pgtest.Start(t, zooOptions(major))
 			tap := newTap(t, primary.Addr())
 			fill(primary, 1000)
-			a := primary.Standby(pgtest.Options{Name: "a"}, tap.conninfo())
+			a := primary.Standby(pgtest.Options{Name: "a"}, tap.conninfo()+" gssencmode=disable")
 			a.Start()
 			a.WaitLSN(primary.LSN())
 			r := startRelay(t, relay.Config{Upstream: a.Conninfo(""), Slot: "rideau"})
@@ -399,6 +398,505 @@ func TestCrashInsideRecord(t *testing.T) {
 	}
 }
 
+// Two promotions within one segment, each of a standby that only the relay
+// feeds: the segment exists three times, and standbys follow both.
+func TestTwoSwitchesInOneSegment(t *testing.T) {
+	for _, major := range zooMajors {
+		t.Run(fmt.Sprint(major), func(t *testing.T) {
+			t.Parallel()
+			o := zooOptions(major)
+			o.InitdbArgs = nil // 16 MB
+			primary := pgtest.Start(t, o)
+			port, aPort, bPort := pgtest.FreePort(t), pgtest.FreePort(t), pgtest.FreePort(t)
+			r := startRelay(t, relay.Config{
+				Upstream: upstreams(primary.Port, aPort, bPort), Slot: "rideau",
+				Listen: []string{fmt.Sprintf("127.0.0.1:%d", port)},
+			})
+			fill(primary, 1000)
+			a := primary.Standby(pgtest.Options{Name: "a", Port: aPort}, relayAt(port))
+			b := primary.Standby(pgtest.Options{Name: "b", Port: bPort}, relayAt(port))
+			c := primary.Standby(pgtest.Options{Name: "c"}, relayAt(port))
+			a.Start()
+			b.Start()
+			c.Start()
+			fill(primary, 100)
+			sameData(t, primary, a, b, c)
+			primary.Kill()
+			a.Promote()
+			fill(a, 100)
+			sameData(t, a, b, c)
+			a.Kill()
+			b.Promote()
+			fill(b, 100)
+			r.waitComplete(3, b.LSN())
+			sameData(t, b, c)
+
+			h := path(t, r.cfg.Dir, 3)
+			size := wal.SegmentSize(16 << 20)
+			first, second := h.Entries[0].End, h.Entries[1].End
+			if size.Start(first) != size.Start(second) || first == second {
+				t.Fatalf("the timelines were left at %s and %s, not in one segment", first, second)
+			}
+			for tli, suffix := range map[wal.TLI]string{1: ".partial", 2: ".partial", 3: ".partial"} {
+				if _, err := os.Stat(filepath.Join(r.cfg.Dir, size.FileName(tli, first)+suffix)); err != nil {
+					t.Error(err)
+				}
+			}
+			verify(t, r.cfg.Dir, r.position())
+			// A standby of before all that finds its way through them.
+			c.Restart()
+			fill(b, 100)
+			sameData(t, b, c)
+		})
+	}
+}
+
+// The relay is away during two promotions, and the server has lost the history
+// file between: the relay finds its way through both by the newest, and a
+// standby that asks for the missing file gets what it said.
+func TestAwayDuringTwoPromotions(t *testing.T) {
+	for _, major := range zooMajors {
+		t.Run(fmt.Sprint(major), func(t *testing.T) {
+			t.Parallel()
+			primary := pgtest.Start(t, zooOptions(major))
+			r := startRelay(t, relay.Config{Upstream: primary.Conninfo(""), Slot: "rideau"})
+			fill(primary, 1000)
+			b := primary.Standby(pgtest.Options{Name: "b"}, r.conninfo())
+			b.Start()
+			sameData(t, primary, b)
+			if err := r.halt(); err != nil {
+				t.Fatal(err)
+			}
+			fill(primary, 20000)
+			again(t, primary)
+			fill(primary, 20000)
+			said, err := os.ReadFile(filepath.Join(primary.Dir, "pg_wal/00000002.history"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			again(t, primary)
+			fill(primary, 100)
+			if err := os.Remove(filepath.Join(primary.Dir, "pg_wal/00000002.history")); err != nil {
+				t.Fatal(err)
+			}
+
+			r.start()
+			r.waitComplete(3, primary.LSN())
+			sameData(t, primary, b)
+			got, err := os.ReadFile(filepath.Join(b.Dir, "pg_wal/00000002.history"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if string(got) != string(said) {
+				t.Errorf("the standby was told that the history of timeline 2 is %q; it was %q", got, said)
+			}
+			verify(t, r.cfg.Dir, r.position())
+			// What happened on the way is served again to who comes later.
+			if err := r.halt(); err != nil {
+				t.Fatal(err)
+			}
+			r.start()
+			fill(primary, 100)
+			sameData(t, primary, b)
+		})
+	}
+}
+
+// Timeline 2 was a promotion that came to nothing: the next is 3, its parent
+// 1, and nobody has a history of 2. A standby asks for it all the same.
+func TestSkippedTimeline(t *testing.T) {
+	for _, major := range zooMajors {
+		t.Run(fmt.Sprint(major), func(t *testing.T) {
+			t.Parallel()
+			primary := pgtest.Start(t, zooOptions(major))
+			port, aPort := pgtest.FreePort(t), pgtest.FreePort(t)
+			r := startRelay(t, relay.Config{
+				Upstream: upstreams(primary.Port, aPort), Slot: "rideau",
+				Listen: []string{fmt.Sprintf("127.0.0.1:%d", port)},
+			})
+			fill(primary, 1000)
+			a := primary.Standby(pgtest.Options{Name: "a", Port: aPort}, relayAt(port))
+			b := primary.Standby(pgtest.Options{Name: "b"}, relayAt(port))
+			a.Start()
+			b.Start()
+			fill(primary, 1000)
+			sameData(t, primary, a, b)
+			primary.Kill()
+			// The number is taken when a looks for a free one.
+			writeFor(t, a, "pg_wal/00000002.history", "# taken\n")
+			a.Promote()
+			if err := os.Remove(filepath.Join(a.Dir, "pg_wal/00000002.history")); err != nil {
+				t.Fatal(err)
+			}
+			fill(a, 1000)
+			r.waitComplete(3, a.LSN())
+			sameData(t, a, b)
+			if h := path(t, r.cfg.Dir, 3); len(h.Entries) != 1 || h.Entries[0].TLI != 1 {
+				t.Fatalf("timeline 3 came by %+v, not from 1", h.Entries)
+			}
+			// The file that stands for what nobody knows does no harm later.
+			b.Restart()
+			fill(a, 1000)
+			sameData(t, a, b)
+			b.Promote()
+			if got := b.QueryValue("SELECT timeline_id FROM pg_control_checkpoint()"); got == "2" {
+				t.Errorf("the standby was promoted to timeline %s, which was gone by", got)
+			}
+			verify(t, r.cfg.Dir, r.position())
+		})
+	}
+}
+
+// The relay begins on a primary that has been promoted twice.
+func TestBeginOnTimeline3(t *testing.T) {
+	t.Parallel()
+	primary := pgtest.Start(t, zooOptions(17))
+	fill(primary, 100)
+	again(t, primary)
+	again(t, primary)
+	r := startRelay(t, relay.Config{Upstream: primary.Conninfo(""), Slot: "rideau"})
+	b := primary.Standby(pgtest.Options{Name: "b"}, r.conninfo())
+	b.Start()
+	fill(primary, 100)
+	r.waitComplete(3, primary.LSN())
+	sameData(t, primary, b)
+	for _, tli := range []wal.TLI{2, 3} {
+		path(t, r.cfg.Dir, tli)
+	}
+	verify(t, r.cfg.Dir, r.position())
+}
+
+// A standby was promoted that had not got all that the relay has, and may have
+// acknowledged. The relay refuses it, touches nothing, and serves on.
+func TestDiverged(t *testing.T) {
+	t.Parallel()
+	primary := pgtest.Start(t, zooOptions(16))
+	lag := pgtest.NewProxy(t, primary.Addr())
+	aPort := pgtest.FreePort(t)
+	r := startRelay(t, relay.Config{Upstream: upstreams(primary.Port, aPort), Slot: "rideau"})
+	fill(primary, 1000)
+	a := primary.Standby(pgtest.Options{Name: "a", Port: aPort}, lag.Conninfo(primary))
+	b := primary.Standby(pgtest.Options{Name: "b"}, r.conninfo())
+	a.Start()
+	b.Start()
+	sameData(t, primary, a, b)
+	lag.Freeze(pgtest.Both)
+	fill(primary, 1000)
+	sameData(t, primary, b)
+	want := primary.QueryValue(fingerprint)
+	end := primary.LSN()
+	r.waitComplete(1, end)
+	primary.Kill()
+	before, files := r.position(), contents(t, r.cfg.Dir)
+	a.Promote()
+	fill(a, 5000)
+
+	r.waitError(fmt.Sprintf("timeline 2 of server \"127.0.0.1:%d\" forked at ", a.Port))
+	if got := r.position(); got != before {
+		t.Errorf("the relay was at %+v and is at %+v", before, got)
+	}
+	after := contents(t, r.cfg.Dir)
+	for name, sum := range files {
+		if after[name] != sum {
+			t.Errorf("%s was changed", name)
+		}
+	}
+	if len(after) != len(files) {
+		t.Errorf("there were %d files and are %d", len(files), len(after))
+	}
+	// Who comes for what it has is served: b, with its WAL taken away.
+	b.Restart()
+	r.waitStandbys(1)
+	if got := b.QueryValue(fingerprint); got != want {
+		t.Errorf("the standby has %q, the primary had %q", got, want)
+	}
+	// So it is after a restart, while the other server is all there is.
+	if err := r.halt(); err != nil {
+		t.Fatal(err)
+	}
+	r.start()
+	r.waitError("forked at ")
+	r.waitStandbys(1)
+	if got := r.position(); got.TLI != 1 || got.Complete != before.Complete {
+		t.Errorf("the relay was at %+v and is at %+v", before, got)
+	}
+	// The primary that has it all comes back, and is followed.
+	primary.Start()
+	fill(primary, 100)
+	sameData(t, primary, b)
+	verify(t, r.cfg.Dir, r.position())
+}
+
+// The old primary comes back after the relay has followed another: it is not
+// taken, even when it is the only one that answers.
+func TestOldPrimaryReturns(t *testing.T) {
+	t.Parallel()
+	primary := pgtest.Start(t, zooOptions(14))
+	port, aPort := pgtest.FreePort(t), pgtest.FreePort(t)
+	r := startRelay(t, relay.Config{
+		Upstream: upstreams(primary.Port, aPort), Slot: "rideau",
+		Listen: []string{fmt.Sprintf("127.0.0.1:%d", port)},
+	})
+	fill(primary, 1000)
+	a := primary.Standby(pgtest.Options{Name: "a", Port: aPort}, relayAt(port))
+	a.Start()
+	sameData(t, primary, a)
+	primary.Kill()
+	a.Promote()
+	fill(a, 100)
+	r.waitComplete(2, a.LSN())
+
+	// It goes on alone, further than the relay is.
+	primary.Start()
+	fill(primary, 20000)
+	fill(a, 100)
+	r.waitComplete(2, a.LSN())
+	a.Stop(pgserver.Fast)
+	r.waitError("behind this relay, which has ")
+	before := r.position()
+	if before.TLI != 2 {
+		t.Errorf("the relay is on timeline %d", before.TLI)
+	}
+	a.Start()
+	fill(a, 100)
+	r.waitComplete(2, a.LSN())
+	verify(t, r.cfg.Dir, r.position())
+}
+
+// Two standbys were promoted, both to timeline 2. The relay has followed one;
+// the other is not taken, wherever it is in the list, and alone neither.
+func TestTwoTimelines2(t *testing.T) {
+	t.Parallel()
+	primary := pgtest.Start(t, zooOptions(18))
+	port, aPort, bPort := pgtest.FreePort(t), pgtest.FreePort(t), pgtest.FreePort(t)
+	r := startRelay(t, relay.Config{
+		Upstream: upstreams(bPort, aPort, primary.Port), Slot: "rideau",
+		Listen: []string{fmt.Sprintf("127.0.0.1:%d", port)},
+	})
+	fill(primary, 1000)
+	a := primary.Standby(pgtest.Options{Name: "a", Port: aPort}, relayAt(port))
+	b := primary.Standby(pgtest.Options{Name: "b", Port: bPort}, primary.Conninfo(""))
+	a.Start()
+	b.Start()
+	sameData(t, primary, a, b)
+	// b is promoted further on than a: its history is another.
+	a.Set(map[string]string{"primary_conninfo": "host=127.0.0.1 port=1"})
+	a.Restart()
+	if err := r.halt(); err != nil {
+		t.Fatal(err)
+	}
+	fill(primary, 100)
+	sameData(t, primary, b)
+	primary.Kill()
+	a.Promote()
+	r.start()
+	fill(a, 1000)
+	r.waitComplete(2, a.LSN())
+	b.Promote()
+	fill(b, 5000)
+	if err := r.halt(); err != nil {
+		t.Fatal(err)
+	}
+	r.start()
+	fill(a, 100)
+	r.waitComplete(2, a.LSN())
+	a.Stop(pgserver.Fast)
+	r.waitError("the history of timeline 2 on server ")
+	again(t, b) // now on 3, by way of the wrong 2
+	fill(b, 5000)
+	r.waitError("the history of timeline 2 on server ")
+	a.Start()
+	fill(a, 100)
+	r.waitComplete(2, a.LSN())
+	verify(t, r.cfg.Dir, r.position())
+}
+
+// The relay is killed while it receives the new timeline's copy of the segment
+// in which that began: what it has published does not go back, and the copy
+// that was begun does not count. The server has no history file of that
+// timeline, only of the next.
+func TestKilledBeforeTheSwitchPoint(t *testing.T) {
+	t.Parallel()
+	primary := pgtest.Start(t, zooOptions(15))
+	fill(primary, 100)
+	tap := newTap(t, primary.Addr())
+	r := startChild(t, relay.Config{Upstream: tap.conninfo(), Slot: "rideau", Dir: t.TempDir()})
+	wait := func(what string, tli wal.TLI, done func(relay.Status) bool) (st relay.Status) {
+		t.Helper()
+		pgtest.Wait(t, "the relay "+what, func() (ok bool, _ string) {
+			st, ok = r.status()
+			return ok && st.Position.TLI == tli && done(st), fmt.Sprintf("%+v", st)
+		})
+		return st
+	}
+	reached := func(lsn wal.LSN) func(relay.Status) bool {
+		return func(st relay.Status) bool { return st.Position.Complete >= lsn }
+	}
+	wait("to begin", 1, func(relay.Status) bool { return true })
+	b := primary.Standby(pgtest.Options{Name: "b"}, r.conninfo())
+	b.Start()
+	fill(primary, 20000)
+	primary.Exec("SELECT pg_switch_wal()")
+	fill(primary, 3000)
+	sameData(t, primary, b)
+	again(t, primary)
+	fork := path(t, filepath.Join(primary.Dir, "pg_wal"), 2).Entries[0].End
+	size := wal.SegmentSize(1 << 20)
+	if size.Offset(fork) < 200_000 {
+		t.Fatalf("the timeline was left at %s, too early in its segment for this test", fork)
+	}
+	again(t, primary)
+	if err := os.Remove(filepath.Join(primary.Dir, "pg_wal/00000002.history")); err != nil {
+		t.Fatal(err)
+	}
+	// The copy of timeline 2 comes up to here.
+	half := size.Start(fork) + 100_000
+	tap.stopTimeline(2, half)
+	fill(primary, 10)
+	st := wait("to have half of the copy on disk, and not to count it", 1, func(st relay.Status) bool {
+		return st.Position.Complete == fork && st.Upstream.TLI == 2 && st.Upstream.State == "streaming" && st.Reported > size.Start(fork)
+	})
+	published := st.Position
+	r.kill()
+	r.start()
+	st = wait("to come back", 1, func(relay.Status) bool { return true })
+	if st.Position.Complete != published.Complete {
+		t.Errorf("the relay had published %+v, and after its death %+v", published, st.Position)
+	}
+	b.WaitQuery("streaming", "SELECT status FROM pg_stat_wal_receiver")
+	tap.stopAt(0)
+	// The same with a connection that breaks, rather than the relay.
+	wait("to follow", 3, reached(primary.LSN()))
+	sameData(t, primary, b)
+	st, _ = r.status()
+	verify(t, r.c.Relay.Dir, st.Position)
+}
+
+// The server is lost in the middle of the copy of that segment, and the one
+// that is promoted in its place did not come by its timeline: all that the
+// relay had of that was copied from before.
+func TestLostBeforeTheSwitchPoint(t *testing.T) {
+	t.Parallel()
+	primary := pgtest.Start(t, zooOptions(15))
+	aPort, bPort := pgtest.FreePort(t), pgtest.FreePort(t)
+	tap := newTap(t, fmt.Sprintf("127.0.0.1:%d", aPort))
+	port := pgtest.FreePort(t)
+	r := startRelay(t, relay.Config{
+		Upstream: upstreams(primary.Port, tap.port(), bPort), Slot: "rideau",
+		Listen: []string{fmt.Sprintf("127.0.0.1:%d", port)},
+	})
+	fill(primary, 1000)
+	a := primary.Standby(pgtest.Options{Name: "a", Port: aPort}, relayAt(port))
+	b := primary.Standby(pgtest.Options{Name: "b", Port: bPort}, relayAt(port))
+	c := primary.Standby(pgtest.Options{Name: "c"}, relayAt(port))
+	a.Start()
+	b.Start()
+	c.Start()
+	primary.Exec("SELECT pg_switch_wal()")
+	fill(primary, 2000)
+	sameData(t, primary, a, b, c)
+	size := wal.SegmentSize(1 << 20)
+	half := size.Start(primary.LSN()) + 100_000
+	if half > primary.LSN() {
+		t.Fatal("too early in the segment for this test")
+	}
+	tap.stopTimeline(2, half)
+	primary.Kill()
+	a.Promote()
+	pgtest.Wait(t, "the relay to have half of the copy", func() (bool, string) {
+		st := r.Status()
+		return st.Upstream.TLI == 2 && st.Reported > size.Start(half) && st.Reported <= half, fmt.Sprintf("%+v", st)
+	})
+	before := r.position()
+	a.Kill()
+	// b knows that the number is taken, but not by whom.
+	writeFor(t, b, "pg_wal/00000002.history", "# taken\n")
+	b.Promote()
+	fill(b, 100)
+	r.waitComplete(3, b.LSN())
+	sameData(t, b, c)
+	if before.TLI != 1 {
+		t.Errorf("the relay published %+v in the middle of the copy", before)
+	}
+	verify(t, r.cfg.Dir, r.position())
+}
+
+// While the primary is down the relay does not take WAL from a standby of its
+// own list: that waits for the relay. The primary that comes back is followed.
+func TestPrimaryReturns(t *testing.T) {
+	t.Parallel()
+	primary := pgtest.Start(t, zooOptions(17))
+	port, aPort := pgtest.FreePort(t), pgtest.FreePort(t)
+	r := startRelay(t, relay.Config{
+		Upstream: upstreams(primary.Port, aPort), Slot: "rideau",
+		Listen: []string{fmt.Sprintf("127.0.0.1:%d", port)},
+	})
+	fill(primary, 100)
+	a := primary.Standby(pgtest.Options{Name: "a", Port: aPort}, relayAt(port))
+	a.Start()
+	sameData(t, primary, a)
+	primary.Kill()
+	r.waitError("none of the 2 servers is a primary")
+	primary.Start()
+	fill(primary, 100)
+	r.waitComplete(1, primary.LSN())
+	sameData(t, primary, a)
+}
+
+// A connection that breaks while the relay asks who the server is, is broken
+// and no more.
+func TestCutWhileAsking(t *testing.T) {
+	t.Parallel()
+	primary := pgtest.Start(t, zooOptions(15))
+	again(t, primary) // so that there is a history
+	for _, word := range []string{"IDENTIFY_SYSTEM", "SHOW wal_segment_size", "SHOW max_wal_senders", "TIMELINE_HISTORY", "CREATE_REPLICATION_SLOT", "START_REPLICATION"} {
+		t.Run(word, func(t *testing.T) {
+			tap := newTap(t, primary.Addr())
+			r := startRelay(t, relay.Config{Upstream: tap.conninfo(), Slot: "rideau"})
+			fill(primary, 10)
+			r.waitComplete(2, primary.LSN())
+			cuts := make(chan struct{}, 3)
+			tap.mu.Lock()
+			tap.onText = func(text string) bool {
+				if strings.HasPrefix(text, word) {
+					select {
+					case cuts <- struct{}{}:
+						return true
+					default:
+					}
+				}
+				return false
+			}
+			for c := range tap.conns {
+				c.Close()
+			}
+			tap.mu.Unlock()
+			fill(primary, 10)
+			r.waitComplete(2, primary.LSN())
+			if len(cuts) == 0 {
+				t.Errorf("the relay did not say %s", word)
+			}
+		})
+	}
+}
+
+// The very first WAL that a relay gets is damaged on its way. It is refused,
+// and taken when it comes whole.
+func TestCorruptFromTheFirst(t *testing.T) {
+	t.Parallel()
+	primary := pgtest.Start(t, zooOptions(15))
+	tap := newTap(t, primary.Addr())
+	var once sync.Once
+	tap.change = func(_ wal.LSN, p []byte) { once.Do(func() { p[0] ^= 0xff }) }
+	r := startRelay(t, relay.Config{Upstream: tap.conninfo(), Slot: "rideau"})
+	fill(primary, 100)
+	r.waitComplete(1, primary.LSN())
+	if !strings.Contains(r.log.String(), "could not receive WAL") {
+		t.Errorf("nothing was refused:\n%s", r.log)
+	}
+	verify(t, r.cfg.Dir, r.position())
+}
+
 // A tap stands between a server and those who receive WAL from it, and
 // understands what passes: so it can cut WAL at a given byte, wherever
 // messages begin and end.
@@ -448,7 +946,7 @@ func newTap(t *testing.T, server string) *tap {
 func (p *tap) port() int { return p.l.Addr().(*net.TCPAddr).Port }
 
 func (p *tap) conninfo() string {
-	return fmt.Sprintf("host=127.0.0.1 port=%d user=postgres sslmode=disable gssencmode=disable", p.port())
+	return fmt.Sprintf("host=127.0.0.1 port=%d user=postgres sslmode=disable", p.port())
 }
 
 // stopAt cuts WAL at a byte; connections stay, and wait.
