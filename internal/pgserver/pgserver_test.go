@@ -1,10 +1,12 @@
 package pgserver_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -219,6 +221,79 @@ func TestFindSaysWhatIsMissing(t *testing.T) {
 	_, err := pgserver.Find(12)
 	if err == nil || !strings.Contains(err.Error(), `PostgreSQL 12 is not installed`) {
 		t.Errorf("Find(12) returned %v", err)
+	}
+}
+
+// A process that is killed takes its servers along, a paused one too, and the
+// next process removes their data directories.
+func TestServersDieWithTheirProcess(t *testing.T) {
+	if os.Getenv("PGSERVER_TEST_CHILD") != "" {
+		for _, pause := range []bool{false, true} {
+			s, err := pgserver.New(t.Context(), pgserver.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if pause {
+				if err := s.Pause(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			fmt.Println("server", s.PID(), s.Dir)
+		}
+		fmt.Println("ready")
+		select {}
+	}
+
+	child := exec.Command(os.Args[0], "-test.run=^TestServersDieWithTheirProcess$")
+	child.Env = append(os.Environ(), "PGSERVER_TEST_CHILD=1")
+	// The kernel wakes a stopped process whose parent dies only if it then has
+	// nobody in its session who might; we adopt orphans, and would count.
+	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	stdout, err := child.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var pids []int
+	var dirs []string
+	for in := bufio.NewScanner(stdout); in.Scan() && in.Text() != "ready"; {
+		var pid int
+		var dir string
+		if _, err := fmt.Sscanf(in.Text(), "server %d %s", &pid, &dir); err == nil {
+			pids, dirs = append(pids, below(pid)...), append(dirs, dir)
+		}
+	}
+	child.Process.Kill()
+	child.Wait()
+	if len(dirs) != 2 {
+		t.Fatalf("the child has started %d servers, want 2", len(dirs))
+	}
+
+	deadline := time.After(30 * time.Second)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for _, pid := range pids {
+		for command(pid) != "" {
+			select {
+			case <-tick.C:
+			case <-deadline:
+				t.Fatalf("process %d (%s) has outlived its owner", pid, command(pid))
+			}
+		}
+	}
+	next := exec.Command(os.Args[0], "-test.run=^TestSystemIdentifiersDiffer$")
+	if out, err := next.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for _, dir := range dirs {
+		if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("the next process has left %q: %v", dir, err)
+		}
 	}
 }
 
