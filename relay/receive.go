@@ -158,6 +158,11 @@ func (r *Relay) heartbeat(ctx context.Context, server string, heard *atomic.Int6
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-r.reports.nudged:
+			if err := r.reports.send(false, false); err != nil {
+				return err
+			}
+			continue
 		case <-tick.C:
 		}
 		silent := time.Since(time.Unix(0, heard.Load()))
@@ -187,7 +192,8 @@ type reports struct {
 	relay *Relay
 
 	mu       sync.Mutex
-	conn     *pgrepl.Conn // nil: nobody listens
+	nudged   chan struct{} // capacity 1: standbys have applied more
+	conn     *pgrepl.Conn  // nil: nobody listens
 	sp       *spool
 	last     pgrepl.Status
 	feedback pgrepl.Feedback
@@ -201,6 +207,15 @@ func (p *reports) start(conn *pgrepl.Conn, sp *spool) {
 	// A report never blocks for longer than the server would wait for it.
 	conn.SetWriteDeadline(time.Time{})
 	p.fedBack = time.Time{}
+}
+
+// nudge asks for a report soon, if there is news. It does not block: those who
+// hear standbys must not wait for the server.
+func (p *reports) nudge() {
+	select {
+	case p.nudged <- struct{}{}:
+	default:
+	}
 }
 
 func (p *reports) stop() {

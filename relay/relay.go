@@ -144,7 +144,7 @@ func New(cfg Config) (*Relay, error) {
 		ready:     make(chan struct{}),
 	}
 	r.slots = newSlots(cfg.Dir)
-	r.reports.relay = r
+	r.reports.relay, r.reports.nudged = r, make(chan struct{}, 1)
 	r.upstream.State = "disconnected"
 	r.server = &pgrepl.ServerConfig{Access: cfg.Access, TLS: cfg.TLS, Params: r.params, Log: cfg.Log}
 	return r, nil

@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -193,14 +192,7 @@ func (r *Relay) answer(ctx context.Context, s *pgrepl.Session, sb *standby, up *
 	}
 	switch cmd := cmd.(type) {
 	case pgrepl.IdentifySystem:
-		// int8 since 16; nobody looks, but everybody may.
-		tliType := uint32(oidInt8)
-		if s.Major() < 16 {
-			tliType = oidInt4
-		}
-		return s.Reply("IDENTIFY_SYSTEM",
-			[]pgrepl.Column{{Name: "systemid", OID: oidText}, {Name: "timeline", OID: tliType}, {Name: "xlogpos", OID: oidText}, {Name: "dbname", OID: oidText}},
-			[]pgrepl.Value{pgrepl.Value(strconv.FormatUint(id.SystemID, 10)), pgrepl.Value(pos.TLI.String()), pgrepl.Value(pos.Flushed.String()), nil})
+		return s.ReplySystem(pgrepl.System{ID: id.SystemID, TLI: pos.TLI, Pos: pos.Flushed})
 
 	case pgrepl.Show:
 		return r.show(ctx, s, up, id, cmd)
@@ -210,13 +202,7 @@ func (r *Relay) answer(ctx context.Context, s *pgrepl.Session, sb *standby, up *
 		if err != nil {
 			return s.Error(pgrepl.Errorf("58P01", "could not open file \"pg_wal/%s\": No such file or directory", cmd.TLI.HistoryName()))
 		}
-		contentType := uint32(oidText)
-		if s.Major() < 14 {
-			contentType = oidBytea
-		}
-		return s.Reply("TIMELINE_HISTORY",
-			[]pgrepl.Column{{Name: "filename", OID: oidText}, {Name: "content", OID: contentType}},
-			[]pgrepl.Value{pgrepl.Value(cmd.TLI.HistoryName()), text})
+		return s.ReplyHistory(cmd.TLI, text)
 
 	case pgrepl.CreateSlot:
 		if cmd.Plugin != "" {
@@ -229,9 +215,7 @@ func (r *Relay) answer(ctx context.Context, s *pgrepl.Session, sb *standby, up *
 		if err := r.slots.create(cmd.Name, cmd.Temporary, restart, sb); err != nil {
 			return s.Error(pgrepl.AsError(err))
 		}
-		return s.Reply("CREATE_REPLICATION_SLOT",
-			[]pgrepl.Column{{Name: "slot_name", OID: oidText}, {Name: "consistent_point", OID: oidText}, {Name: "snapshot_name", OID: oidText}, {Name: "output_plugin", OID: oidText}},
-			[]pgrepl.Value{pgrepl.Value(cmd.Name), pgrepl.Value("0/0"), nil, nil})
+		return s.ReplyCreated(cmd.Name)
 
 	case pgrepl.DropSlot:
 		for {
@@ -240,7 +224,7 @@ func (r *Relay) answer(ctx context.Context, s *pgrepl.Session, sb *standby, up *
 				return s.Error(pgrepl.AsError(err))
 			}
 			if wait == nil {
-				return s.Reply("DROP_REPLICATION_SLOT", nil)
+				return s.ReplyDropped()
 			}
 			select {
 			case <-wait:
@@ -250,20 +234,18 @@ func (r *Relay) answer(ctx context.Context, s *pgrepl.Session, sb *standby, up *
 		}
 
 	case pgrepl.ReadSlot:
-		cols := []pgrepl.Column{{Name: "slot_type", OID: oidText}, {Name: "restart_lsn", OID: oidText}, {Name: "restart_tli", OID: oidInt8}}
 		sl, ok := r.slots.read(cmd.Name)
 		if !ok {
-			return s.Reply("READ_REPLICATION_SLOT", cols, []pgrepl.Value{nil, nil, nil})
+			return s.ReplySlot(nil)
 		}
-		row := []pgrepl.Value{pgrepl.Value("physical"), nil, nil}
+		reply := &pgrepl.Slot{Restart: sl.Restart}
 		if sl.Restart != 0 {
-			tli := pos.TLI
+			reply.RestartTLI = pos.TLI
 			if sl.Restart < pos.Flushed {
-				tli = r.history(pos.TLI).TLIAt(sl.Restart)
+				reply.RestartTLI = r.history(pos.TLI).TLIAt(sl.Restart)
 			}
-			row[1], row[2] = pgrepl.Value(sl.Restart.String()), pgrepl.Value(tli.String())
 		}
-		return s.Reply("READ_REPLICATION_SLOT", cols, row)
+		return s.ReplySlot(reply)
 
 	case pgrepl.StartReplication:
 		return r.serveWAL(ctx, s, sb, cmd, pos)
@@ -273,14 +255,6 @@ func (r *Relay) answer(ctx context.Context, s *pgrepl.Session, sb *standby, up *
 	}
 	return s.Error(errLogical)
 }
-
-// Types of the columns of replies, from pg_type.dat.
-const (
-	oidBytea = 17
-	oidInt8  = 20
-	oidInt4  = 23
-	oidText  = 25
-)
 
 var (
 	errAdmin   = &pgrepl.Error{Code: "57P01", Message: "terminating connection due to administrator command"}
@@ -302,7 +276,7 @@ func (r *Relay) show(ctx context.Context, s *pgrepl.Session, up *pinned, id *ide
 	if !ok {
 		return up.pass(ctx, cmd)
 	}
-	return s.Reply("SHOW", []pgrepl.Column{{Name: cmd.Name, OID: oidText}}, []pgrepl.Value{pgrepl.Value(value)})
+	return s.ReplyShow(cmd.Name, value)
 }
 
 // serveWAL is START_REPLICATION.
@@ -359,8 +333,8 @@ func (r *Relay) serveWAL(ctx context.Context, s *pgrepl.Session, sb *standby, cm
 				r.slots.confirm(sl, st.Flush)
 			}
 			// What standbys have applied is for the server to know at once:
-			// commits may wait for it. A failure is the receiver's to find.
-			r.reports.send(false, false)
+			// commits may wait for it.
+			r.reports.nudge()
 		},
 		OnFeedback: func(f pgrepl.Feedback) {
 			sb.mu.Lock()
