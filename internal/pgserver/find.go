@@ -37,7 +37,7 @@ func Find(major int) (binDir string, err error) {
 			continue
 		}
 		// Links are followed here because the account that the server runs as
-		// may not be able to: a checkout below /root is not open to nobody.
+		// may not be able to: a checkout in root's home is not open to nobody.
 		return filepath.EvalSymlinks(dir)
 	}
 	return "", fmt.Errorf("PostgreSQL %d is not installed: no .servers/%d/bin/postgres here or above, nor in the usual places (run \"make servers\")", major, major)
