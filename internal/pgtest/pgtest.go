@@ -400,7 +400,7 @@ func (b *buffer) String() string {
 	return b.b.String()
 }
 
-// Bench fills the tables of pgbench at the scale, on a server that runs.
+// BenchInit fills the tables of pgbench at the scale, on a server that runs.
 func (s *Server) BenchInit(scale int) {
 	s.t.Helper()
 	Run(s.t, s.Major, "pgbench", append([]string{"-i", "-q", "-s", strconv.Itoa(scale)}, s.toolArgs()...)...)
