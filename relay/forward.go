@@ -2,13 +2,18 @@ package relay
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"slices"
+	"strings"
 	"sync"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgproto3"
 
 	"rideau/pgrepl"
 )
@@ -60,9 +65,56 @@ func (r *Relay) forward(ctx context.Context, s *pgrepl.Session) error {
 	}
 	r.stats.forwarded.Add(1)
 	defer r.stats.forwarded.Add(-1)
+	if _, ok := server.(*tls.Conn); ok && !s.TLS {
+		if err := offerWithoutBinding(s.Conn(), server); err != nil {
+			return err
+		}
+	}
 	splice(ctx, s.Conn(), server)
 	return nil
 }
+
+// offerWithoutBinding passes the server's first words on, without the offer of
+// SCRAM with channel binding: the server's TLS ends here, a client without TLS
+// has no channel to bind to, and libpq takes the offer for an attack.
+func offerWithoutBinding(client, server net.Conn) error {
+	const authenticationSASL = 10
+	head := make([]byte, 5)
+	for {
+		if _, err := io.ReadFull(server, head); err != nil {
+			return err
+		}
+		n := int(binary.BigEndian.Uint32(head[1:])) - 4
+		if n < 0 || n > maxGreeting {
+			return fmt.Errorf("invalid message length from server: %d", n+4)
+		}
+		body := make([]byte, n)
+		if _, err := io.ReadFull(server, body); err != nil {
+			return err
+		}
+		msg := slices.Concat(head, body)
+		if head[0] == 'R' && n >= 4 && binary.BigEndian.Uint32(body) == authenticationSASL {
+			var offer pgproto3.AuthenticationSASL
+			if err := offer.Decode(body); err != nil {
+				return err
+			}
+			offer.AuthMechanisms = slices.DeleteFunc(offer.AuthMechanisms, func(name string) bool { return strings.HasSuffix(name, "-PLUS") })
+			var err error
+			if msg, err = offer.Encode(nil); err != nil {
+				return err
+			}
+		}
+		if _, err := client.Write(msg); err != nil {
+			return err
+		}
+		if head[0] != 'v' && head[0] != 'N' {
+			return nil
+		}
+	}
+}
+
+// maxGreeting bounds what a server says before authentication.
+const maxGreeting = 30000
 
 // splice copies both ways until both have ended, or one has failed, or ctx is
 // done. An end is passed on as one.

@@ -129,11 +129,13 @@ func (a account) command(ctx context.Context, path string, args ...string) *exec
 }
 
 // environ is our environment without what would change what a server or tool
-// does: libpq's variables, and a library path meant for other binaries.
+// does: libpq's variables, a library path meant for other binaries, and a home
+// directory, which holds certificates and passwords for libpq and is not for
+// the account to see.
 func environ() []string {
 	env := slices.DeleteFunc(os.Environ(), func(kv string) bool {
-		return strings.HasPrefix(kv, "PG") || strings.HasPrefix(kv, "LD_LIBRARY_PATH=") ||
+		return strings.HasPrefix(kv, "PG") || strings.HasPrefix(kv, "HOME=") || strings.HasPrefix(kv, "LD_LIBRARY_PATH=") ||
 			strings.HasPrefix(kv, "LC_") || strings.HasPrefix(kv, "LANG")
 	})
-	return append(env, "LC_ALL=C")
+	return append(env, "LC_ALL=C", "HOME=/nonexistent")
 }
