@@ -720,7 +720,7 @@ func TestKilledBeforeTheSwitchPoint(t *testing.T) {
 	primary := pgtest.Start(t, zooOptions(15))
 	fill(primary, 100)
 	tap := newTap(t, primary.Addr())
-	r := startChild(t, relay.Config{Upstream: tap.conninfo(), Slot: "rideau", Dir: t.TempDir()})
+	r := startChild(t, tap.conninfo())
 	wait := func(what string, tli wal.TLI, done func(relay.Status) bool) (st relay.Status) {
 		t.Helper()
 		pgtest.Wait(t, "the relay "+what, func() (ok bool, _ string) {
@@ -769,7 +769,7 @@ func TestKilledBeforeTheSwitchPoint(t *testing.T) {
 	wait("to follow", 3, reached(primary.LSN()))
 	sameData(t, primary, b)
 	st, _ = r.status()
-	verify(t, r.c.Relay.Dir, st.Position)
+	verify(t, r.c.Dir, st.Position)
 }
 
 // The server is lost in the middle of the copy of that segment, and the one
