@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"rideau/archive"
+	"rideau/internal/pgserver"
 	"rideau/internal/pgtest"
 	"rideau/relay"
 	"rideau/wal"
@@ -138,13 +139,14 @@ func TestSameBytesAsReceivewal(t *testing.T) {
 			a.Exec("SELECT pg_switch_wal()")
 			a.Exec("SELECT pg_logical_emit_message(true, 'end', 'here')")
 
-			// Nobody writes any more; all have what there is.
-			end := settle(t, a)
+			// A server that stops waits until all have what there is.
+			end := a.LSN()
 			waitReceiver(a, "direct", end)
 			r.waitComplete(2, end)
+			a.Stop(pgserver.Fast)
 			pgtest.Wait(t, "pg_receivewal to have all from the relay", func() (bool, string) {
-				st := r.Status().Standbys
-				return len(st) == 1 && st[0].Flush >= end, fmt.Sprintf("%+v", st)
+				st := r.Status()
+				return len(st.Standbys) == 1 && st.Standbys[0].Flush == st.Position.Flushed, fmt.Sprintf("%+v", st)
 			})
 			stopReceiver(t, d)
 			stopReceiver(t, th)
@@ -168,14 +170,6 @@ func TestSameBytesAsReceivewal(t *testing.T) {
 			}
 		})
 	}
-}
-
-// settle waits until a server has done what it does by itself after a load,
-// and answers the end of its WAL.
-func settle(t *testing.T, s *pgtest.Server) (end wal.LSN) {
-	t.Helper()
-	s.Exec("CHECKPOINT")
-	return s.LSN()
 }
 
 // One directory goes from hand to hand: pg_receivewal begins it, the relay
@@ -225,10 +219,11 @@ func TestOneDirectory(t *testing.T) {
 			relayTo(r, 100)
 			verify(t, dir, r.position())
 
-			end := settle(t, s)
-			waitReceiver(s, "whole", end)
 			r.start()
+			end := s.LSN()
+			waitReceiver(s, "whole", end)
 			r.waitComplete(2, end)
+			s.Stop(pgserver.Fast) // waits until both have what there is
 			stopReceiver(t, whole)
 			if err := r.halt(); err != nil {
 				t.Fatal(err)
