@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // retryEvery is how long a client waits before it looks for a primary again.
@@ -71,9 +72,19 @@ func (c *clients) stopped() bool {
 }
 
 func (c *clients) run(ctx context.Context) {
+	config, err := pgx.ParseConfig(c.conninfo)
+	if err != nil {
+		return // it is ours; nothing would be acknowledged, which does not pass unnoticed
+	}
+	// A server that stops waiting for its synchronous member, because it is told
+	// to, says "committed" with a warning that the commit may be nowhere else.
+	// Who cares for his data does not take that for an acknowledgement.
+	warned := false
+	config.OnNotice = func(*pgconn.PgConn, *pgconn.Notice) { warned = true }
 	for ctx.Err() == nil && !c.stopped() {
-		if conn, err := pgx.Connect(ctx, c.conninfo); err == nil {
-			c.write(ctx, conn)
+		warned = false
+		if conn, err := pgx.ConnectConfig(ctx, config); err == nil {
+			c.write(ctx, conn, &warned)
 			conn.Close(ctx)
 		}
 		select {
@@ -84,8 +95,8 @@ func (c *clients) run(ctx context.Context) {
 	}
 }
 
-// write writes until that fails. What failed stays in doubt.
-func (c *clients) write(ctx context.Context, conn *pgx.Conn) {
+// write writes until that fails or warned is set. What failed stays in doubt.
+func (c *clients) write(ctx context.Context, conn *pgx.Conn, warned *bool) {
 	port := int(conn.Config().Port)
 	if addr := conn.PgConn().Conn().RemoteAddr(); addr != nil {
 		fmt.Sscanf(addr.String()[strings.LastIndexByte(addr.String(), ':')+1:], "%d", &port)
@@ -93,7 +104,7 @@ func (c *clients) write(ctx context.Context, conn *pgx.Conn) {
 	for ctx.Err() == nil && !c.stopped() {
 		a := attempt{id: c.ledger.begin(), port: port}
 		err := conn.QueryRow(ctx, "INSERT INTO ledger (id) VALUES ($1) RETURNING pg_current_xact_id()::text::bigint", a.id).Scan(&a.xid)
-		if err != nil {
+		if err != nil || *warned {
 			return
 		}
 		a.acked = time.Now()

@@ -43,7 +43,7 @@
 //
 // [Run] does all of it and returns when nothing that it started is alive and no
 // file is left, however it ended; except that after a failure the files are
-// kept, as evidence, and [Report].Kept says where. If the process is killed,
+// kept, as evidence, and the error says where. If the process is killed,
 // servers and relay die with it (on Linux), and the files go when another
 // process makes some in the same place.
 package demo

@@ -97,7 +97,7 @@ func newDemoCommand() *cobra.Command {
 		if flags.json {
 			show = newDemoShow(stderr)
 		}
-		report, err := demo.Run(ctx, demo.Config{
+		_, err = demo.Run(ctx, demo.Config{
 			Program: program,
 			Major:   flags.major,
 			Dir:     flags.dir,
@@ -116,9 +116,6 @@ func newDemoCommand() *cobra.Command {
 			},
 		})
 		show.clear()
-		if report != nil && report.Kept != "" {
-			fmt.Fprintf(stderr, "The files are kept in %s.\n", report.Kept)
-		}
 		return err
 	})
 	cmd.Flags().BoolVar(&flags.keep, "keep", false, "")

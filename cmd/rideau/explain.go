@@ -130,9 +130,12 @@ func explainOwn(err error) (explanation, bool) {
 	case errors.As(err, &stuck):
 		e.message = message(stuck.Err)
 		e.detail = "What was said last:\n" + stuck.Logs
+		if stuck.Kept != "" {
+			e.hint = fmt.Sprintf("All files are kept in %q.", stuck.Kept)
+		}
 	case errors.As(err, &lost):
 		e.message = "what must not happen did: " + err.Error()
-		e.hint = "This is a bug in Rideau, or a disk that lies about what it has written. Please report it, with the files."
+		e.hint = "This is a bug in Rideau, or a disk that lies about what it has written. Please report it, with the files: " + lost.Kept
 	case errors.Is(err, context.Canceled):
 		e.message = "interrupted"
 	default:
