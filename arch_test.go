@@ -32,7 +32,7 @@ var layers = [][]string{
 	{"pgrepl", "archive", "internal/pgserver"},
 	{"relay", "console"},
 	{"demo"}, // a play with features as its cast; nothing but the command knows it
-	{"cmd/rideau"},
+	{"cmd/rideau", "bench"},
 }
 
 // onlyTests may be imported by tests alone, and then by any.
@@ -184,7 +184,7 @@ var forbidden = []struct {
 }{
 	{"time", []string{"Sleep"}, true, nil,
 		"a test waits for a condition or uses testing/synctest"}, // whose time is fake, see inBubbles
-	{"os", []string{"Exit"}, false, func(file string) bool { return file == "cmd/rideau/main.go" },
+	{"os", []string{"Exit"}, false, func(file string) bool { return file == "cmd/rideau/main.go" || file == "bench/main.go" },
 		"only main exits"},
 	{"log", []string{"Fatal", "Fatalf", "Fatalln", "Panic", "Panicf", "Panicln"}, false, nil,
 		"return the error; only main exits"},

@@ -16,7 +16,9 @@ import (
 
 const (
 	firstBackoff = 100 * time.Millisecond
-	lastBackoff  = 5 * time.Second // wal_retrieve_retry_interval's default
+	// A failover ends with the first try after a server was promoted, so this
+	// is part of every downtime; and a try costs the servers a connection.
+	lastBackoff = time.Second
 
 	// graceAfterFirst is how long slower servers of the list are waited for
 	// once one has answered that would do: one of them may be on a higher

@@ -51,7 +51,7 @@ Exit status:
     0                done
     1                SOURCE does not have the file. Recovery takes this for the
                      end of WAL, and the server then opens for writing.
-    255              anything else: SOURCE not reached, empty, or broken, a file
+    255              anything else: SOURCE not reached, empty or broken, a file
                      that is not what its name says, a mistake in the command.
                      Recovery stops, so that it does not end too early.
     143, 130         interrupted by SIGTERM, SIGINT

@@ -23,7 +23,7 @@ oldest segment may have been removed on purpose and is not called missing. WAL
 that other timelines wrote is named and does no harm. Nothing is changed.
 
 Options:
-    --deep           Read the WAL too: every page and every record with its CRC.
+    --deep           Read the WAL too: every page, every record with its CRC.
                      Also finds where WAL ends in the segment in progress.
     --timeline N     Follow timeline N instead of the newest.
     --json           Print the report as JSON.
