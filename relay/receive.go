@@ -72,19 +72,26 @@ func (r *Relay) receive(ctx context.Context, c *candidate, tli wal.TLI) error {
 	var corrupt *wal.CorruptError
 	switch {
 	case errors.As(err, &failed), errors.As(err, &corrupt):
-		if err := r.reload(sp.position().Complete); err != nil {
+		if err := r.reload(sp.reportable()); err != nil {
 			r.reports.stop()
 			return &localError{err}
 		}
 	default:
 		if serr := sp.sync(time.Now); serr != nil {
 			r.reports.stop()
-			if err := r.reload(sp.position().Complete); err != nil {
+			if err := r.reload(sp.reportable()); err != nil {
 				return &localError{err}
 			}
 			return &syncError{serr}
 		}
 		r.reports.send(false, false)
+		if sp.check.Pos() != sp.written {
+			// What was checked could not be written, all of it.
+			if err := r.reload(sp.reportable()); err != nil {
+				r.reports.stop()
+				return &localError{err}
+			}
+		}
 	}
 	r.reports.stop()
 	return err

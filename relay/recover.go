@@ -11,6 +11,8 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
+	"time"
 
 	"rideau/archive"
 	"rideau/internal/durable"
@@ -120,8 +122,9 @@ func (r *Relay) identify(seg archive.Segment) (*identity, error) {
 	return id, nil
 }
 
-// reload makes the spool go on from what is on disk below limit, after
-// something in memory could not be trusted any more.
+// reload makes the spool go on from what is on disk, of the timeline that was
+// being received only below limit, after something in memory could not be
+// trusted any more. Zero: no limit.
 func (r *Relay) reload(limit wal.LSN) error {
 	sp := r.spool()
 	sp.drop()
@@ -141,7 +144,12 @@ func (r *Relay) reload(limit wal.LSN) error {
 //
 // A timeline counts only once it has reached the point where it left its
 // parent: before that, what we published was the end of the parent, and still
-// is. With a limit, nothing from there on is looked at.
+// is. With a limit, nothing from there on is looked at of sp's own timeline;
+// older ones were synced before that began.
+//
+// What a process wrote before it was killed is found here whether or not it
+// was synced, so it is synced before it is published: only then may it be
+// reported.
 func (r *Relay) recover(sp *spool, inv *archive.Inventory, limit wal.LSN) error {
 	segments := inv.Segments
 	for n := len(segments); n > 0; {
@@ -150,7 +158,11 @@ func (r *Relay) recover(sp *spool, inv *archive.Inventory, limit wal.LSN) error 
 		for first > 0 && segments[first-1].TLI == tli {
 			first--
 		}
-		end, check, err := r.findEnd(sp, segments[first:n], limit)
+		below := limit
+		if tli != sp.tli {
+			below = 0
+		}
+		end, check, err := r.findEnd(sp, segments[first:n], below)
 		if err != nil {
 			return err
 		}
@@ -159,6 +171,9 @@ func (r *Relay) recover(sp *spool, inv *archive.Inventory, limit wal.LSN) error 
 				"tli", tli, "lsn", check.End(), "begins", switched)
 			n = first
 			continue
+		}
+		if err := r.syncFound(segments[first:n]); err != nil {
+			return err
 		}
 		sp.resume(tli, end, check)
 		r.log.Info("WAL on disk ends here", "tli", tli, "lsn", end, "complete", min(check.End(), end))
@@ -169,6 +184,28 @@ func (r *Relay) recover(sp *spool, inv *archive.Inventory, limit wal.LSN) error 
 		sp.resume(sp.tli, sp.written, wal.NewChecker(sp.size, sp.systemID, sp.tli, sp.written))
 	}
 	return nil
+}
+
+// syncFound syncs the segments that nobody may have synced: a complete one was
+// before it got its name.
+func (r *Relay) syncFound(segments []archive.Segment) error {
+	for _, seg := range segments {
+		if !seg.Partial {
+			continue
+		}
+		f, err := os.Open(r.path(seg.Name))
+		if err != nil {
+			return err
+		}
+		began := time.Now()
+		err = durable.Fdatasync(f)
+		f.Close()
+		if err != nil {
+			return err
+		}
+		r.stats.fsync.Observe(time.Since(began).Seconds())
+	}
+	return durable.SyncDir(r.cfg.Dir)
 }
 
 // findEnd finds the end of one timeline's segments: where to go on writing,
@@ -190,6 +227,15 @@ func (r *Relay) findEnd(sp *spool, segments []archive.Segment, limit wal.LSN) (w
 	from := last.LSN
 	if limit != 0 {
 		from = min(from, sp.size.Start(limit))
+	}
+	// Segments that were not completed were not synced together: after a power
+	// cut the older one may be torn where the newer one is not.
+	for {
+		path, ok := files.segments[from-wal.LSN(sp.size)]
+		if !ok || !strings.HasSuffix(path, partialSuffix) {
+			break
+		}
+		from -= wal.LSN(sp.size)
 	}
 	// Go back to a segment in which a record begins, so that one that reaches
 	// into the last segments is verified from its beginning.

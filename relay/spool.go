@@ -53,6 +53,7 @@ type spool struct {
 
 	// syncing is held while files are synced or dropped; taken before mu.
 	syncing sync.Mutex
+	failed  error // of the last sync; it stays until the files are dropped
 
 	mu    sync.Mutex
 	todo  []*segment // written to since the last sync, oldest first
@@ -70,7 +71,7 @@ type segment struct {
 	path  string // without .partial
 	start wal.LSN
 	end   wal.LSN
-	isNew bool // its directory entry was not synced yet
+	isNew bool // its directory entry may not be on disk yet
 }
 
 const partialSuffix = ".partial"
@@ -176,6 +177,7 @@ func (s *spool) drop() {
 		seg.f.Close()
 	}
 	s.todo, s.cur, s.buf = nil, nil, nil
+	s.failed = nil
 }
 
 // space returns memory for the next n bytes of the stream or fewer, at least
@@ -223,16 +225,16 @@ func (s *spool) append(ctx context.Context, p []byte) error {
 func (s *spool) open() error {
 	start := s.size.Start(s.written)
 	path := filepath.Join(s.dir, s.size.FileName(s.tli, start))
-	f, err := os.OpenFile(path+partialSuffix, os.O_RDWR, 0)
-	isNew := errors.Is(err, fs.ErrNotExist)
-	if isNew {
-		// A finished file is there if we went back to repeat its end.
-		if _, err := os.Lstat(path); err == nil {
-			if err := durable.Rename(path, path+partialSuffix); err != nil {
-				return err
-			}
-			isNew = false
+	// A finished file is there if we went back to repeat its end. It counts
+	// more than a partial one that somebody may have left beside it.
+	if _, err := os.Lstat(path); err == nil {
+		if err := durable.Rename(path, path+partialSuffix); err != nil {
+			return err
 		}
+	}
+	f, err := os.OpenFile(path+partialSuffix, os.O_RDWR, 0)
+	created := errors.Is(err, fs.ErrNotExist)
+	if created {
 		f, err = os.OpenFile(path+partialSuffix, os.O_RDWR|os.O_CREATE, 0o600)
 	}
 	if err != nil {
@@ -242,12 +244,14 @@ func (s *spool) open() error {
 	// this segment was taken, and so that syncs have no file size to write.
 	if err := durable.Preallocate(f, int64(s.size)); err != nil {
 		f.Close()
-		if isNew {
+		if created {
 			os.Remove(path + partialSuffix)
 		}
 		return err
 	}
-	seg := &segment{f: f, path: path, start: start, end: start + wal.LSN(s.size), isNew: isNew}
+	// A file that was found may have been made by an attempt, or a process,
+	// that ended before it synced the directory.
+	seg := &segment{f: f, path: path, start: start, end: start + wal.LSN(s.size), isNew: true}
 	s.cur = seg
 	s.mu.Lock()
 	s.todo = append(s.todo, seg)
@@ -317,10 +321,18 @@ func (s *spool) commit() {
 // sync makes everything that was committed durable, then publishes it: one
 // sync for all that arrived while the one before was under way. An error means
 // that the bytes since the last success may be lost: nobody may sync the same
-// files again and believe it; the spool is read anew from disk.
+// files again and believe it; the spool is read anew from disk. So the error
+// is answered again to whoever calls, until then.
 func (s *spool) sync(now func() time.Time) error {
 	s.syncing.Lock()
 	defer s.syncing.Unlock()
+	if s.failed == nil {
+		s.failed = s.syncLocked(now)
+	}
+	return s.failed
+}
+
+func (s *spool) syncLocked(now func() time.Time) error {
 	s.mu.Lock()
 	stage, todo, goal := s.stage, s.todo, s.goal
 	s.mu.Unlock()
