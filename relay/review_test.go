@@ -3,15 +3,19 @@ package relay
 import (
 	"context"
 	"encoding/binary"
+	"fmt"
 	"hash/crc32"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"rideau/internal/pgtest"
 	"rideau/wal"
 )
 
@@ -299,5 +303,70 @@ func TestReloadInsideSwitch(t *testing.T) {
 	}
 	if got, want := sp.position(), (Position{1, end, end}); got != want {
 		t.Errorf("after a failed sync of timeline 2 the position is %+v, want %+v", got, want)
+	}
+}
+
+// runTestRelay runs a relay until the test ends.
+func runTestRelay(t *testing.T, cfg Config) *Relay {
+	t.Helper()
+	cfg.Dir, cfg.Listen = t.TempDir(), []string{"127.0.0.1:0"}
+	r, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-time.After(pgtest.Patience):
+			t.Error("the relay does not stop")
+		}
+	})
+	select {
+	case <-r.Ready():
+	case err := <-done:
+		done <- err
+		t.Fatal(err)
+	}
+	return r
+}
+
+// A slot on a server that is not followed would keep WAL there for nobody.
+func TestSlotOnlyWhereWeReceive(t *testing.T) {
+	t.Parallel()
+	primary := pgtest.Start(t, pgtest.Options{})
+	standby := primary.Standby(pgtest.Options{}, primary.Conninfo(""))
+	standby.Start()
+	r := runTestRelay(t, Config{
+		Upstream: fmt.Sprintf("host=127.0.0.1,127.0.0.1 port=%d,%d user=postgres", standby.Port, primary.Port),
+		Slot:     "rideau",
+	})
+	pgtest.Wait(t, "the relay to receive", func() (bool, string) {
+		pos, _ := r.Position()
+		return pos.Complete >= primary.LSN(), fmt.Sprintf("%+v", r.Status().Upstream)
+	})
+	if got := primary.QueryValue("SELECT count(*) FROM pg_replication_slots"); got != "1" {
+		t.Errorf("the primary has %s slots, want 1", got)
+	}
+	if got := standby.QueryValue("SELECT count(*) FROM pg_replication_slots"); got != "0" {
+		t.Errorf("the standby has %s slots that nobody uses", got)
+	}
+}
+
+// An error without an SQLSTATE comes from whatever answers at the port.
+func TestHopelessWithoutCode(t *testing.T) {
+	r := newTestRelay(t, t.TempDir())
+	r.setSpool(newTestSpool(t.TempDir()))
+	if r.hopeless(&pgconn.PgError{}, true) {
+		t.Error("an error that says nothing ends the relay")
+	}
+	if r.hopeless(&localError{&os.PathError{Op: "write", Path: identityFile, Err: syscall.ENOSPC}}, false) {
+		t.Error("a full disk ends the relay")
 	}
 }

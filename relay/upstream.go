@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -33,7 +35,12 @@ func (r *Relay) follow(ctx context.Context) error {
 	var last string // what was logged last, not to repeat it every few seconds
 	var logged time.Time
 	for first := true; ; first = false {
-		err := r.attempt(ctx, func() { backoff, last = firstBackoff, "" })
+		var streaming time.Time
+		err := r.attempt(ctx, func() { streaming = time.Now() })
+		// A stream that breaks as soon as it begins is no success.
+		if !streaming.IsZero() && time.Since(streaming) > lastBackoff {
+			backoff, last = firstBackoff, ""
+		}
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -66,7 +73,8 @@ func (r *Relay) follow(ctx context.Context) error {
 func (r *Relay) hopeless(err error, first bool) bool {
 	var local *localError
 	if errors.As(err, &local) {
-		return true
+		// There may be room again; until then nothing more is acknowledged.
+		return !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT)
 	}
 	if !first {
 		return false
@@ -78,7 +86,7 @@ func (r *Relay) hopeless(err error, first bool) bool {
 	var size *SegmentSizeError
 	var pg *pgconn.PgError
 	return errors.As(err, &sys) || errors.As(err, &size) ||
-		errors.As(err, &pg) && (pg.Code[:2] == "28" || pg.Code == "42501")
+		errors.As(err, &pg) && (strings.HasPrefix(pg.Code, "28") || pg.Code == "42501")
 }
 
 // A localError is trouble with our own disk that no server can mend.
@@ -120,6 +128,9 @@ func (r *Relay) attempt(ctx context.Context, streaming func()) error {
 		return err
 	}
 	if err := r.ensureSlot(ctx, c); err != nil {
+		return err
+	}
+	if err := r.startAtSlot(ctx, c); err != nil {
 		return err
 	}
 	r.setCurrent(c.conn.Target)
@@ -268,31 +279,7 @@ func (r *Relay) ask(ctx context.Context, t *pgrepl.Target) (_ *candidate, err er
 			return nil, err
 		}
 	}
-	var l local
-	if sp := r.spool(); sp != nil {
-		l = sp.local()
-	}
-	l.known = r.timelines.get
-	if l.tli == 0 && r.cfg.Slot != "" && conn.Major() >= 15 {
-		slot, err := conn.ReadSlot(ctx, r.cfg.Slot)
-		if err != nil {
-			return nil, err
-		}
-		if slot == nil {
-			// A new slot holds WAL from the last checkpoint on: that much of
-			// the past is to be had, and serves standbys that are older.
-			if err := r.ensureSlot(ctx, c); err != nil {
-				return nil, err
-			}
-			if slot, err = conn.ReadSlot(ctx, r.cfg.Slot); err != nil {
-				return nil, err
-			}
-		}
-		if slot != nil {
-			c.slotTLI, c.slotRestart = slot.RestartTLI, slot.Restart
-		}
-	}
-	c.start, c.err = planStart(l, c.observed)
+	c.start, c.err = planStart(r.local(), c.observed)
 	return c, nil
 }
 
@@ -328,6 +315,37 @@ func (r *Relay) ensureSlot(ctx context.Context, c *candidate) error {
 	return nil
 }
 
+// startAtSlot makes a relay that has no WAL begin with the oldest that its slot
+// holds, where the server can say. A new slot holds WAL from the last
+// checkpoint on: that much of the past is to be had, and serves standbys that
+// are older. Only the server that was chosen is asked: a slot elsewhere would
+// hold WAL for nobody.
+func (r *Relay) startAtSlot(ctx context.Context, c *candidate) error {
+	l := r.local()
+	if l.tli != 0 || r.cfg.Slot == "" || c.conn.Major() < 15 {
+		return nil
+	}
+	slot, err := c.conn.ReadSlot(ctx, r.cfg.Slot)
+	if err != nil {
+		return fmt.Errorf("server %q: %w", c.server, err)
+	}
+	if slot != nil {
+		c.slotTLI, c.slotRestart = slot.RestartTLI, slot.Restart
+	}
+	c.start, err = planStart(l, c.observed)
+	return err
+}
+
+// local is what we hold, for planStart.
+func (r *Relay) local() local {
+	var l local
+	if sp := r.spool(); sp != nil {
+		l = sp.local()
+	}
+	l.known = r.timelines.get
+	return l
+}
+
 // stream receives from one server, across its timelines.
 func (r *Relay) stream(ctx context.Context, c *candidate, streaming func()) (err error) {
 	sp := r.spool()
@@ -349,7 +367,10 @@ func (r *Relay) stream(ctx context.Context, c *candidate, streaming func()) (err
 		switch {
 		case sp.tli != at.tli:
 			if err := sp.begin(at.tli, at.lsn, goal); err != nil {
-				return &localError{err}
+				if err := r.reload(sp.reportable()); err != nil {
+					return &localError{err}
+				}
+				return &syncError{err}
 			}
 		case sp.written != at.lsn:
 			if err := r.reload(at.lsn); err != nil {
