@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -55,22 +56,31 @@ func (r *Relay) forward(ctx context.Context, s *pgrepl.Session) error {
 		return s.Fatal(&pgrepl.Error{Code: "08001", Message: fmt.Sprintf("could not connect to server %q", target), Detail: "The relay passes such connections on to its server."})
 	}
 	defer server.Close()
+	client := s.Conn()
+	stop := context.AfterFunc(ctx, func() {
+		client.SetDeadline(time.Unix(1, 0))
+		server.SetDeadline(time.Unix(1, 0))
+	})
+	defer stop()
 	if _, err := server.Write(s.StartupPacket()); err != nil {
 		return err
 	}
 	if s.Kind == pgrepl.Cancel {
-		// The server hangs up when it has done it; so do we then.
+		// The server hangs up when it has done it; so do we then. It asks
+		// nobody who he is, so it may not hold a connection for long.
+		timeout := time.AfterFunc(forwardDialTimeout, func() { server.Close() })
+		defer timeout.Stop()
 		io.Copy(io.Discard, server)
 		return nil
 	}
 	r.stats.forwarded.Add(1)
 	defer r.stats.forwarded.Add(-1)
 	if _, ok := server.(*tls.Conn); ok && !s.TLS {
-		if err := offerWithoutBinding(s.Conn(), server); err != nil {
+		if err := offerWithoutBinding(client, server); err != nil {
 			return err
 		}
 	}
-	splice(ctx, s.Conn(), server)
+	splice(client, server)
 	return nil
 }
 
@@ -116,14 +126,9 @@ func offerWithoutBinding(client, server net.Conn) error {
 // maxGreeting bounds what a server says before authentication.
 const maxGreeting = 30000
 
-// splice copies both ways until both have ended, or one has failed, or ctx is
-// done. An end is passed on as one.
-func splice(ctx context.Context, a, b net.Conn) {
-	stop := context.AfterFunc(ctx, func() {
-		a.SetDeadline(time.Unix(1, 0))
-		b.SetDeadline(time.Unix(1, 0))
-	})
-	defer stop()
+// splice copies both ways until both have ended, or one has failed. An end is
+// passed on as one.
+func splice(a, b net.Conn) {
 	var wg sync.WaitGroup
 	pipe := func(dst, src net.Conn) {
 		_, err := io.Copy(dst, src)
@@ -140,12 +145,15 @@ func splice(ctx context.Context, a, b net.Conn) {
 }
 
 // pinned is a connection to the server that belongs to one of our clients, for
-// the commands that only the server can do. It is kept, because an uploaded
-// manifest belongs to the connection it came by.
+// the commands that only the server can do. It is kept once a manifest was
+// uploaded, which belongs to the connection it came by; otherwise it would only
+// use up one of the server's max_wal_senders, and be one to a server that may
+// not be the primary any more when it is needed again.
 type pinned struct {
-	relay   *Relay
-	session *pgrepl.Session
-	conn    *pgrepl.Conn
+	relay    *Relay
+	session  *pgrepl.Session
+	conn     *pgrepl.Conn
+	manifest bool // one was uploaded
 }
 
 func (p *pinned) close() {
@@ -158,7 +166,7 @@ func (p *pinned) close() {
 // pass sends a command on and the answer back, message by message as they are,
 // until the server is ready for another; what the client sends meanwhile
 // (CopyData of a manifest) goes the other way.
-func (p *pinned) pass(ctx context.Context, cmd pgrepl.Command) error {
+func (p *pinned) pass(ctx context.Context, cmd pgrepl.Command) (err error) {
 	client := p.session.Conn()
 	if p.conn == nil {
 		target := p.relay.currentTarget()
@@ -190,11 +198,17 @@ func (p *pinned) pass(ctx context.Context, cmd pgrepl.Command) error {
 	// The client speaks only while the server is in COPY IN mode, and then
 	// until CopyDone or CopyFail; nothing is read from it otherwise.
 	var uploading sync.WaitGroup
+	defer func() {
+		if err != nil {
+			p.close()
+			client.Close()
+		}
+		uploading.Wait()
+	}()
 	head := make([]byte, 5)
 	buf := make([]byte, 128<<10)
 	for {
 		if _, err := io.ReadFull(from, head); err != nil {
-			p.close()
 			if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 				err = fmt.Errorf("server closed the connection during %.20q: %w", text, err)
 			}
@@ -204,6 +218,14 @@ func (p *pinned) pass(ctx context.Context, cmd pgrepl.Command) error {
 		if n < 0 {
 			return fmt.Errorf("invalid message length from server: %d", n+4)
 		}
+		if tag == 'Z' {
+			// The server may have failed before the client was done. What the
+			// client sends from here on is another command, or CopyData that
+			// ReadCommand ignores.
+			client.SetReadDeadline(time.Unix(1, 0))
+			uploading.Wait()
+			client.SetReadDeadline(time.Time{})
+		}
 		if _, err := client.Write(head); err != nil {
 			return err
 		}
@@ -212,9 +234,12 @@ func (p *pinned) pass(ctx context.Context, cmd pgrepl.Command) error {
 		}
 		switch tag {
 		case 'G':
-			uploading.Go(func() { upload(server, client) })
+			p.manifest = true
+			uploading.Go(func() { upload(ctx, server, client) })
 		case 'Z':
-			uploading.Wait()
+			if !p.manifest {
+				p.close()
+			}
 			return nil
 		}
 	}
@@ -223,13 +248,18 @@ func (p *pinned) pass(ctx context.Context, cmd pgrepl.Command) error {
 // writerOnly hides ReadFrom, so that CopyBuffer uses the buffer.
 type writerOnly struct{ io.Writer }
 
-// upload passes the client's CopyData on, up to CopyDone or CopyFail. If that
-// fails the server's connection ends, and with it the command.
-func upload(server, client net.Conn) {
+// upload passes the client's CopyData on, up to CopyDone or CopyFail, or until
+// a read deadline strikes between two messages. If it fails the server's
+// connection ends, and with it the command.
+func upload(ctx context.Context, server, client net.Conn) {
+	src := &wholeMessages{ctx: ctx, Conn: client}
 	head := make([]byte, 5)
 	for {
-		if _, err := io.ReadFull(client, head); err != nil {
-			server.Close()
+		src.inside = false
+		if _, err := io.ReadFull(src, head); err != nil {
+			if src.inside || !errors.Is(err, os.ErrDeadlineExceeded) {
+				server.Close()
+			}
 			return
 		}
 		n := int64(binary.BigEndian.Uint32(head[1:])) - 4
@@ -240,12 +270,34 @@ func upload(server, client net.Conn) {
 		if _, err := server.Write(head); err != nil {
 			return
 		}
-		if _, err := io.CopyN(server, client, n); err != nil {
+		if _, err := io.CopyN(server, src, n); err != nil {
 			server.Close()
 			return
 		}
 		if head[0] == 'c' || head[0] == 'f' {
 			return
+		}
+	}
+}
+
+// wholeMessages reads on where a deadline strikes inside a message, unless it
+// was for ctx.
+type wholeMessages struct {
+	net.Conn
+	ctx    context.Context
+	inside bool // something of the message was read
+}
+
+func (w *wholeMessages) Read(p []byte) (int, error) {
+	for {
+		n, err := w.Conn.Read(p)
+		w.inside = w.inside || n > 0
+		if n > 0 || !w.inside || !errors.Is(err, os.ErrDeadlineExceeded) || w.ctx.Err() != nil {
+			return n, err
+		}
+		w.SetReadDeadline(time.Time{})
+		if w.ctx.Err() != nil {
+			return 0, err // its deadline may be the one that we have just taken away
 		}
 	}
 }

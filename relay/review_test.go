@@ -5,17 +5,24 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"rideau/internal/pgtest"
+	"rideau/pgrepl"
 	"rideau/wal"
 )
 
@@ -370,3 +377,241 @@ func TestHopelessWithoutCode(t *testing.T) {
 		t.Error("a full disk ends the relay")
 	}
 }
+
+// A fakeServer is the other end of connections that the relay passes on. It
+// trusts everybody and then does as it is told.
+func fakeServer(t *testing.T, talk func(*pgproto3.Backend, net.Conn)) *pgrepl.Target {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	t.Cleanup(func() { l.Close(); wg.Wait() })
+	wg.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer conn.Close()
+				b := pgproto3.NewBackend(conn, conn)
+				if _, err := b.ReceiveStartupMessage(); err != nil {
+					return
+				}
+				b.Send(&pgproto3.AuthenticationOk{})
+				b.Send(&pgproto3.ReadyForQuery{TxStatus: 'I'})
+				if b.Flush() == nil {
+					talk(b, conn)
+				}
+			})
+		}
+	})
+	targets, err := pgrepl.Targets("sslmode=disable user=postgres host=127.0.0.1 port="+strconv.Itoa(l.Addr().(*net.TCPAddr).Port), "rideau")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return targets[0]
+}
+
+// meet connects a client to a relay that has some WAL and the given server. It
+// is past its authentication when meet returns. Once ctx is done the relay must
+// be done with it.
+func meet(ctx context.Context, t *testing.T, server *pgrepl.Target) *pgproto3.Frontend {
+	t.Helper()
+	r := newTestRelay(t, t.TempDir())
+	r.cfg.ForwardSQL = true
+	r.setIdentity(&identity{SystemID: testSystem, SegmentSize: testSize})
+	sp := newTestSpool(r.cfg.Dir)
+	if err := sp.begin(1, first, 0); err != nil {
+		t.Fatal(err)
+	}
+	r.setSpool(sp)
+	r.setCurrent(server)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	client, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() { defer close(done); r.serve(ctx, conn) }()
+	t.Cleanup(func() {
+		select {
+		case <-done:
+		case <-time.After(pgtest.Patience):
+			t.Error("the relay is not done with the connection")
+		}
+		client.Close()
+	})
+	client.SetDeadline(time.Now().Add(pgtest.Patience))
+	f := pgproto3.NewFrontend(client, client)
+	f.Send(&pgproto3.StartupMessage{ProtocolVersion: pgproto3.ProtocolVersion30,
+		Parameters: map[string]string{"user": "postgres", "replication": "true"}})
+	if err := f.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	untilReady(t, f)
+	return f
+}
+
+// untilReady reads up to ReadyForQuery and answers what came before it.
+func untilReady(t *testing.T, f *pgproto3.Frontend) (kinds []string) {
+	t.Helper()
+	for {
+		m, err := f.Receive()
+		if err != nil {
+			t.Fatalf("after %v: %v", kinds, err)
+		}
+		if _, ok := m.(*pgproto3.ReadyForQuery); ok {
+			return kinds
+		}
+		kinds = append(kinds, strings.TrimPrefix(fmt.Sprintf("%T", m), "*pgproto3."))
+	}
+}
+
+// A server that refuses a manifest while it is uploaded leaves the session
+// ready for the next command, as without a relay between.
+func TestUploadRefused(t *testing.T) {
+	t.Parallel()
+	server := fakeServer(t, func(b *pgproto3.Backend, conn net.Conn) {
+		for {
+			m, err := b.Receive()
+			if err != nil {
+				return
+			}
+			switch m := m.(type) {
+			case *pgproto3.Query:
+				if m.String == "UPLOAD_MANIFEST" {
+					b.Send(&pgproto3.CopyInResponse{})
+					break
+				}
+				b.Send(&pgproto3.CommandComplete{CommandTag: []byte("SHOW")})
+				b.Send(&pgproto3.ReadyForQuery{TxStatus: 'I'})
+			case *pgproto3.CopyData:
+				if string(m.Data) == "bad" {
+					b.Send(&pgproto3.ErrorResponse{Severity: "ERROR", Code: "22023", Message: "no manifest"})
+					b.Send(&pgproto3.ReadyForQuery{TxStatus: 'I'})
+				}
+			case *pgproto3.Terminate:
+				return
+			default:
+				t.Errorf("the server got %T", m)
+			}
+			if b.Flush() != nil {
+				return
+			}
+		}
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	f := meet(ctx, t, server)
+	defer cancel()
+	f.Send(&pgproto3.Query{String: "UPLOAD_MANIFEST"})
+	f.Send(&pgproto3.CopyData{Data: []byte("bad")})
+	if err := f.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(untilReady(t, f)); got != "[CopyInResponse ErrorResponse]" {
+		t.Errorf("the client got %s", got)
+	}
+	// It had more to say before it heard of that.
+	f.Send(&pgproto3.CopyData{Data: []byte("rest")})
+	f.Send(&pgproto3.Query{String: "SHOW listen_addresses"})
+	if err := f.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(untilReady(t, f)); got != "[CommandComplete]" {
+		t.Errorf("the client got %s", got)
+	}
+}
+
+// A connection to the server lasts no longer than the command it was for.
+func TestPassedCommandLeavesNothing(t *testing.T) {
+	t.Parallel()
+	left := make(chan struct{})
+	server := fakeServer(t, func(b *pgproto3.Backend, conn net.Conn) {
+		defer close(left)
+		for {
+			m, err := b.Receive()
+			if err != nil {
+				return
+			}
+			if _, ok := m.(*pgproto3.Query); ok {
+				b.Send(&pgproto3.CommandComplete{CommandTag: []byte("SHOW")})
+				b.Send(&pgproto3.ReadyForQuery{TxStatus: 'I'})
+				b.Flush()
+			}
+		}
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	f := meet(ctx, t, server)
+	defer cancel()
+	f.Send(&pgproto3.Query{String: "SHOW listen_addresses"})
+	if err := f.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	untilReady(t, f)
+	select {
+	case <-left:
+	case <-time.After(pgtest.Patience):
+		t.Error("the connection to the server is still there")
+	}
+}
+
+// A server that does not answer does not keep the relay from stopping.
+func TestCancelOfSilentServer(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0") // nobody accepts
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	targets, err := pgrepl.Targets("sslmode=disable user=postgres host=127.0.0.1 port="+strconv.Itoa(l.Addr().(*net.TCPAddr).Port), "rideau")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	r := newTestRelay(t, t.TempDir())
+	r.cfg.ForwardSQL = true
+	r.setCurrent(targets[0])
+	ours, theirs := net.Pipe()
+	defer ours.Close()
+	done := make(chan struct{})
+	go func() { defer close(done); r.serve(ctx, loopback{theirs}) }()
+	msg, err := (&pgproto3.CancelRequest{ProcessID: 1, SecretKey: []byte{0, 0, 0, 1}}).Encode(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ours.Write(msg); err != nil {
+		t.Fatal(err)
+	}
+	// Once it has connected it waits for the server.
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.ReadFull(conn, make([]byte, 16)); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	select {
+	case <-done:
+	case <-time.After(forwardDialTimeout / 2):
+		t.Error("the relay waits for the server")
+	}
+}
+
+// loopback is a connection from this machine.
+type loopback struct{ net.Conn }
+
+func (loopback) RemoteAddr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 1} }
