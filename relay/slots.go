@@ -32,6 +32,9 @@ type slot struct {
 type slots struct {
 	file string
 
+	// saving is held while the file is written; taken before mu.
+	saving sync.Mutex
+
 	mu    sync.Mutex
 	slots map[string]*slot
 	dirty bool
@@ -63,15 +66,14 @@ func (ss *slots) load() error {
 	return nil
 }
 
-// save writes the permanent slots if they have changed.
+// save writes the permanent slots if they have changed. The lock is not held
+// while the disk is waited for: reports to the server and from standbys need it.
 func (ss *slots) save() error {
+	ss.saving.Lock()
+	defer ss.saving.Unlock()
 	ss.mu.Lock()
-	defer ss.mu.Unlock()
-	return ss.saveLocked()
-}
-
-func (ss *slots) saveLocked() error {
 	if !ss.dirty {
+		ss.mu.Unlock()
 		return nil
 	}
 	list := []*slot{}
@@ -81,14 +83,17 @@ func (ss *slots) saveLocked() error {
 		}
 	}
 	text, err := json.MarshalIndent(list, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := durable.WriteFile(ss.file, append(text, '\n'), 0o600); err != nil {
-		return err
-	}
 	ss.dirty = false
-	return nil
+	ss.mu.Unlock()
+	if err == nil {
+		err = durable.WriteFile(ss.file, append(text, '\n'), 0o600)
+	}
+	if err != nil {
+		ss.mu.Lock()
+		ss.dirty = true
+		ss.mu.Unlock()
+	}
+	return err
 }
 
 // create makes a slot. A temporary one belongs to by, and goes with it.
@@ -96,22 +101,29 @@ func (ss *slots) create(name string, temporary bool, restart wal.LSN, by *standb
 	if err := pgrepl.CheckSlotName(name); err != nil {
 		return err
 	}
+	s := &slot{Name: name, Restart: restart, temporary: temporary}
 	ss.mu.Lock()
-	defer ss.mu.Unlock()
 	if ss.slots[name] != nil {
+		ss.mu.Unlock()
 		return pgrepl.Errorf("42710", "replication slot %q already exists", name)
 	}
-	s := &slot{Name: name, Restart: restart, temporary: temporary}
-	if temporary {
-		s.take(by)
-	}
+	// Nobody else gets it before it is on disk.
+	s.take(by)
 	ss.slots[name] = s
-	ss.dirty = true
-	if err := ss.saveLocked(); err != nil {
-		delete(ss.slots, name)
-		return err
+	ss.dirty = ss.dirty || !temporary
+	ss.mu.Unlock()
+	if temporary {
+		return nil
 	}
-	return nil
+	err := ss.save()
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	s.leave()
+	if err != nil {
+		delete(ss.slots, name)
+		ss.dirty = true
+	}
+	return err
 }
 
 func (s *slot) take(by *standby) {
@@ -127,23 +139,26 @@ func (s *slot) leave() {
 // to try again.
 func (ss *slots) drop(name string, by *standby, wait bool) (<-chan struct{}, error) {
 	ss.mu.Lock()
-	defer ss.mu.Unlock()
 	s, err := ss.find(name)
+	switch {
+	case err != nil:
+	case s.user != nil && s.user != by && wait:
+		defer ss.mu.Unlock()
+		return s.gone, nil
+	case s.user != nil && s.user != by:
+		err = inUse(s)
+	default:
+		if s.user != nil {
+			s.leave()
+		}
+		delete(ss.slots, name)
+		ss.dirty = ss.dirty || !s.temporary
+	}
+	ss.mu.Unlock()
 	if err != nil {
 		return nil, err
 	}
-	if s.user != nil && s.user != by {
-		if wait {
-			return s.gone, nil
-		}
-		return nil, inUse(s)
-	}
-	if s.user != nil {
-		s.leave()
-	}
-	delete(ss.slots, name)
-	ss.dirty = true
-	return nil, ss.saveLocked()
+	return nil, ss.save()
 }
 
 func (ss *slots) find(name string) (*slot, error) {
