@@ -617,6 +617,10 @@ func (c *Conn) ReadWAL(p []byte) error {
 	return err
 }
 
+// Buffered is how many bytes of the stream have been read ahead: if not zero,
+// there is more to take at once.
+func (c *Conn) Buffered() int { return c.r.Buffered() }
+
 // endStream answers the server's CopyDone and reads what follows it: the next
 // timeline, or none when the server only meant to end the command.
 func (c *Conn) endStream(tli wal.TLI) error {

@@ -17,11 +17,16 @@ import (
 // of us at least so often.
 const statusInterval = 10 * time.Second
 
-// receive takes WAL of tli until the stream ends or fails. Two goroutines
-// share the work, so that WAL goes on arriving while older WAL is synced:
+// receive takes WAL of tli until the stream ends or fails. While there is more
+// to come two goroutines share the work, so that WAL goes on arriving while
+// older WAL is synced:
 //
 //	receiver  read, check, write ─┐ commit
 //	syncer                        └─▶ fdatasync, publish, report
+//
+// When the receiver has all that the server has, it syncs itself: commits wait
+// for that, and to wake another goroutine would cost them what a sync on a
+// good disk does.
 //
 // A third one looks after the connection: reports that nothing else caused,
 // and a server that fell silent.
@@ -122,6 +127,11 @@ func (r *Relay) take(ctx context.Context, c *candidate, sp *spool, tli wal.TLI, 
 			}
 			r.stats.received.Add(uint64(in.Len))
 			sp.commit()
+			if in.End > sp.written || c.conn.Buffered() > 0 {
+				sp.wakeSyncer()
+			} else if err := r.sync(sp); err != nil {
+				return err
+			}
 		}
 		if in.ReplyRequested {
 			if err := r.reports.send(true, false); err != nil {
@@ -146,13 +156,18 @@ func (r *Relay) syncer(ctx context.Context, sp *spool) error {
 			return nil
 		case <-sp.dirty:
 		}
-		if err := sp.sync(time.Now); err != nil {
-			return &syncError{err}
-		}
-		if err := r.reports.send(false, false); err != nil {
+		if err := r.sync(sp); err != nil {
 			return err
 		}
 	}
+}
+
+// sync makes durable what was committed, publishes it and reports it.
+func (r *Relay) sync(sp *spool) error {
+	if err := sp.sync(time.Now); err != nil {
+		return &syncError{err}
+	}
+	return r.reports.send(false, false)
 }
 
 // heartbeat reports when nothing else does, asks a silent server whether it is
@@ -174,8 +189,8 @@ func (r *Relay) heartbeat(ctx context.Context, server string, heard *atomic.Int6
 		}
 		silent := time.Since(time.Unix(0, heard.Load()))
 		var err error
-		switch full := r.stats.full.Load(); {
-		case full:
+		switch busy := r.stats.full.Load() || r.stats.syncing.Load(); {
+		case busy:
 			// We do not read, so the server cannot be heard; it must hear us.
 			err = r.reports.send(true, false)
 		case timeout > 0 && silent > timeout:
@@ -211,8 +226,6 @@ func (p *reports) start(conn *pgrepl.Conn, sp *spool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.conn, p.sp, p.last = conn, sp, pgrepl.Status{}
-	// A report never blocks for longer than the server would wait for it.
-	conn.SetWriteDeadline(time.Time{})
 	p.fedBack = time.Time{}
 }
 
@@ -250,13 +263,21 @@ func (p *reports) locked(force, request bool, apply wal.LSN) error {
 		return nil
 	}
 	s.Time, s.ReplyRequested = time.Now(), request
-	p.conn.SetWriteDeadline(s.Time.Add(statusInterval))
-	if err := p.conn.SendStatus(s); err != nil {
+	if err := p.bounded(func() error { return p.conn.SendStatus(s) }); err != nil {
 		return err
 	}
 	p.last = s
 	p.relay.stats.reported.Store(uint64(s.Flush))
 	return nil
+}
+
+// bounded writes to the server, who may not read, for no longer than it should
+// take. The deadline must not outlive that: what is written at the end of the
+// timeline, perhaps seconds later, would find it passed.
+func (p *reports) bounded(write func() error) error {
+	p.conn.SetWriteDeadline(time.Now().Add(statusInterval))
+	defer p.conn.SetWriteDeadline(time.Time{})
+	return write()
 }
 
 // tick sends what is due by the clock: a status, and feedback when it has
@@ -277,7 +298,7 @@ func (p *reports) tick() error {
 	if !due {
 		return nil
 	}
-	if err := p.conn.SendFeedback(feedback, now); err != nil {
+	if err := p.bounded(func() error { return p.conn.SendFeedback(feedback, now) }); err != nil {
 		return err
 	}
 	p.feedback, p.fedBack = feedback, now

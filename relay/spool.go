@@ -217,6 +217,7 @@ func (s *spool) append(ctx context.Context, p []byte) error {
 	if s.written == seg.end {
 		s.cur = nil
 		s.commit()
+		s.wakeSyncer()
 	}
 	return nil
 }
@@ -305,13 +306,17 @@ func (e *DiskFullError) Error() string {
 
 func (e *DiskFullError) Unwrap() error { return e.Err }
 
-// commit gives what was appended to the syncer. Called where the server's own
-// message ended, so that what is published never ends inside a record unless
-// the server cut it there.
+// commit makes what was appended part of the next sync. Called where the
+// server's own message ended, so that what is published never ends inside a
+// record unless the server cut it there.
 func (s *spool) commit() {
 	s.mu.Lock()
 	s.stage = Position{s.tli, s.written, min(s.check.End(), s.written)}
 	s.mu.Unlock()
+}
+
+// wakeSyncer asks for a sync by the syncer.
+func (s *spool) wakeSyncer() {
 	select {
 	case s.dirty <- struct{}{}:
 	default:
@@ -334,8 +339,11 @@ func (s *spool) sync(now func() time.Time) error {
 
 func (s *spool) syncLocked(now func() time.Time) error {
 	s.mu.Lock()
-	stage, todo, goal := s.stage, s.todo, s.goal
+	stage, todo, goal, done := s.stage, s.todo, s.goal, s.done
 	s.mu.Unlock()
+	if stage == done {
+		return nil // somebody else's sync was in time for this
+	}
 
 	finished := 0 // of todo, from the front
 	for _, seg := range todo {

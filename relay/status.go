@@ -160,6 +160,7 @@ type stats struct {
 	reported    atomic.Uint64
 	forwarded   atomic.Int64
 	full        atomic.Bool
+	syncing     atomic.Bool
 	fsync       prometheus.Histogram
 }
 
