@@ -5,9 +5,11 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -158,7 +160,7 @@ func New(cfg Config) (*Relay, error) {
 // make no sense together; later trouble with servers is logged, shown in
 // Status, and tried again.
 func (r *Relay) Run(ctx context.Context) error {
-	if err := os.MkdirAll(r.cfg.Dir, 0o700); err != nil {
+	if err := makeDir(r.cfg.Dir); err != nil {
 		return err
 	}
 	lock, err := durable.LockDir(r.cfg.Dir)
@@ -206,6 +208,28 @@ func (r *Relay) Run(ctx context.Context) error {
 		err = serr
 	}
 	return err
+}
+
+// makeDir makes dir and what is missing above it. Their names are on disk when
+// it returns: a power cut must not take a directory away that holds WAL which
+// was acknowledged.
+func makeDir(dir string) error {
+	var parents []string
+	for dir := filepath.Clean(dir); ; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		parents = append(parents, filepath.Dir(dir))
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	for _, parent := range parents {
+		if err := durable.SyncDir(parent); err != nil && !errors.Is(err, fs.ErrPermission) {
+			return err
+		}
+	}
+	return nil
 }
 
 // Ready is closed once the relay listens.

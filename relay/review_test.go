@@ -366,6 +366,25 @@ func TestSlotOnlyWhereWeReceive(t *testing.T) {
 	}
 }
 
+// Directories are made as deep as they are named, and those there are left.
+func TestMakeDir(t *testing.T) {
+	t.Chdir(t.TempDir())
+	for _, dir := range []string{"a/b/c", "a/b/c", "./a/d/", "."} {
+		if err := makeDir(dir); err != nil {
+			t.Errorf("%s: %v", dir, err)
+		}
+		if st, err := os.Stat(dir); err != nil || !st.IsDir() {
+			t.Errorf("%s: %v", dir, err)
+		}
+	}
+	if err := os.WriteFile("file", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := makeDir("file/dir"); err == nil {
+		t.Error("a file is no directory")
+	}
+}
+
 // An error without an SQLSTATE comes from whatever answers at the port.
 func TestHopelessWithoutCode(t *testing.T) {
 	r := newTestRelay(t, t.TempDir())
