@@ -303,6 +303,7 @@ func TestForbiddenCallsAreSeen(t *testing.T) {
 		{"a method of that name", "a/a_test.go", `func f() { clock.Sleep(1) }`, 0},
 		{"a package that exits", "a/a.go", `import "os"; func f() { os.Exit(1) }`, 1},
 		{"main exits", "cmd/rideau/main.go", `import "os"; func f() { os.Exit(1) }`, 0},
+		{"main of the bench exits", "bench/main.go", `import "os"; func f() { os.Exit(1) }`, 0},
 		{"TestMain exits", "a/a_test.go", `import "os"; func f() { os.Exit(1) }`, 0},
 		{"log.Fatal", "cmd/rideau/main.go", `import "log"; func f() { log.Fatal(1) }`, 1},
 		{"another log", "a/a.go", `import "log/slog"; func f() { slog.Error("") }`, 0},
