@@ -129,8 +129,13 @@ func (r *Relay) take(ctx context.Context, c *candidate, sp *spool, tli wal.TLI, 
 			sp.commit()
 			if in.End > sp.written || c.conn.Buffered() > 0 {
 				sp.wakeSyncer()
-			} else if err := r.sync(sp); err != nil {
-				return err
+			} else {
+				r.stats.syncing.Store(true)
+				err := r.sync(sp)
+				r.stats.syncing.Store(false)
+				if err != nil {
+					return err
+				}
 			}
 		}
 		if in.ReplyRequested {
@@ -192,6 +197,7 @@ func (r *Relay) heartbeat(ctx context.Context, server string, heard *atomic.Int6
 		switch busy := r.stats.full.Load() || r.stats.syncing.Load(); {
 		case busy:
 			// We do not read, so the server cannot be heard; it must hear us.
+			heard.Store(time.Now().UnixNano())
 			err = r.reports.send(true, false)
 		case timeout > 0 && silent > timeout:
 			return fmt.Errorf("server %q has not sent anything for %s", server, silent.Round(time.Second))

@@ -13,8 +13,10 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -364,6 +366,29 @@ func TestSlotOnlyWhereWeReceive(t *testing.T) {
 	if got := standby.QueryValue("SELECT count(*) FROM pg_replication_slots"); got != "0" {
 		t.Errorf("the standby has %s slots that nobody uses", got)
 	}
+}
+
+// A server is not silent while we do not listen, for a slow disk or a full one,
+// nor at once when we listen again.
+func TestSilentWhileBusy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newTestRelay(t, t.TempDir())
+		var heard atomic.Int64
+		heard.Store(time.Now().UnixNano())
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		began := time.Now()
+		go func() { done <- r.heartbeat(ctx, "server", &heard) }()
+		r.stats.syncing.Store(true)
+		time.Sleep(2 * defaultTimeout)
+		synctest.Wait()
+		r.stats.syncing.Store(false)
+		err := <-done
+		if took := time.Since(began); err == nil || took < 3*defaultTimeout {
+			t.Errorf("after %s of which %s were spent syncing: %v", took, 2*defaultTimeout, err)
+		}
+		cancel()
+	})
 }
 
 // Directories are made as deep as they are named, and those there are left.
