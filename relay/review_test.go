@@ -422,6 +422,29 @@ func TestHopelessWithoutCode(t *testing.T) {
 	}
 }
 
+// A relay that holds WAL and starts again in the middle of a failover serves
+// it, whatever one of several servers says to it.
+func TestOneOfSeveralRefuses(t *testing.T) {
+	for _, tt := range []struct {
+		upstream string
+		want     bool
+	}{
+		{"host=a port=1", true},
+		{"host=a,b port=1,1", false},
+	} {
+		r, err := New(Config{Upstream: tt.upstream, Dir: t.TempDir()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.setSpool(newTestSpool(r.cfg.Dir))
+		for _, err := range []error{&pgconn.PgError{Code: "28000"}, &SystemError{Server: "a:1"}} {
+			if got := r.hopeless(err, true); got != tt.want {
+				t.Errorf("%s: %v ends the relay: %t, want %t", tt.upstream, err, got, tt.want)
+			}
+		}
+	}
+}
+
 // A fakeServer is the other end of connections that the relay passes on. It
 // trusts everybody and then does as it is told.
 func fakeServer(t *testing.T, talk func(*pgproto3.Backend, net.Conn)) *pgrepl.Target {

@@ -82,6 +82,11 @@ func (r *Relay) hopeless(err error, first bool) bool {
 	if r.spool() == nil {
 		return true
 	}
+	if len(r.targets) > 1 {
+		// This is about one of them; the one to follow may be down for now,
+		// as in the middle of a failover.
+		return false
+	}
 	var sys *SystemError
 	var size *SegmentSizeError
 	var pg *pgconn.PgError
