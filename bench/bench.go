@@ -89,20 +89,20 @@ func (b *bench) logf(format string, args ...any) {
 // dir makes a folder on the disk that is measured, which the account that
 // servers run as may write to. It is removed at the end, or earlier by remove.
 func (b *bench) dir() (dir string, remove func() error, err error) {
-	dir, remove, err = pgserver.TempDir()
+	dir, removeDir, err := pgserver.TempDir()
 	if err != nil {
 		return "", nil, err
 	}
 	gone := false
-	once := func() error {
+	remove = func() error {
 		if gone {
 			return nil
 		}
 		gone = true
-		return remove()
+		return removeDir()
 	}
-	b.dirs = append(b.dirs, once)
-	return dir, once, onDisk(dir)
+	b.dirs = append(b.dirs, remove)
+	return dir, remove, onDisk(dir)
 }
 
 // server makes and starts a primary that does nothing by itself while others

@@ -3,19 +3,23 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"flag"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
 
 // Every part runs, at the smallest of sizes. What the numbers are is no matter
-// here; that they are there is, and that nothing is left behind.
+// here; that they are there is.
 func TestAllParts(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "rideau")
 	if out, err := exec.Command("go", "build", "-o", program, "rideau/cmd/rideau").CombinedOutput(); err != nil {
@@ -79,6 +83,41 @@ func TestAllParts(t *testing.T) {
 	}
 	if t.Failed() {
 		t.Logf("it said:\n%s\n%s", &stdout, &stderr)
+	}
+}
+
+// Nobody else removes a folder while we use it, and we do when we are done.
+func TestFolders(t *testing.T) {
+	var b bench
+	var dirs [2]string
+	for i := range dirs {
+		dir, remove, err := b.dir()
+		if err != nil {
+			t.Fatal(err)
+		}
+		dirs[i] = dir
+		lock, err := os.Open(dir + ".lock")
+		if err != nil {
+			t.Fatal(err)
+		}
+		runtime.GC() // it closes files that nobody holds, and with them gives locks back
+		if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != syscall.EWOULDBLOCK {
+			t.Errorf("the folder in use can be taken: %v", err)
+		}
+		lock.Close()
+		if i == 0 {
+			if err := remove(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := b.close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range dirs {
+		if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is still there: %v", dir, err)
+		}
 	}
 }
 

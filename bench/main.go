@@ -71,8 +71,8 @@ func parse(args []string, stderr io.Writer) (config, error) {
 		Scale: 20, BacklogMB: 2048, Major: 15,
 	}
 	quick := config{
-		Rounds: 1, Seconds: 1, Clients: []int{1, 8}, Receivers: []int{1, 10, 50},
-		Scale: 5, BacklogMB: 192, Major: 15,
+		Rounds: 1, Seconds: 1, Clients: []int{1, 8}, Receivers: []int{10, 50},
+		Scale: 4, BacklogMB: 112, Major: 15,
 	}
 	if slices.ContainsFunc(args, func(a string) bool { return strings.TrimLeft(a, "-") == "quick" }) {
 		cfg = quick
