@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"reflect"
 	"strconv"
 	"strings"
 	"sync"
@@ -26,7 +27,8 @@ type Target struct {
 	Host string // a name, an address or a socket directory
 	Port uint16
 
-	config *pgconn.Config
+	config       *pgconn.Config
+	wantsStandby bool
 }
 
 // String is how messages name the server: host:port, or the socket's path.
@@ -62,6 +64,18 @@ func Targets(conninfo, name string) ([]*Target, error) {
 		base.ConnectTimeout = 10 * time.Second
 	}
 
+	// pgconn asks some of what target_session_attrs wants to know by SQL, which
+	// no walsender answers. Whoever has all servers before him decides better.
+	wantsStandby := false
+	for _, f := range []pgconn.ValidateConnectFunc{
+		pgconn.ValidateConnectTargetSessionAttrsStandby,
+		pgconn.ValidateConnectTargetSessionAttrsPreferStandby,
+		pgconn.ValidateConnectTargetSessionAttrsReadOnly,
+	} {
+		wantsStandby = wantsStandby || reflect.ValueOf(f).Pointer() == reflect.ValueOf(base.ValidateConnect).Pointer()
+	}
+	base.ValidateConnect = nil
+
 	// pgconn keeps one list of addresses to try: several for a host where
 	// sslmode allows both TLS and plain. We want a list a host.
 	all := append([]*pgconn.FallbackConfig{{Host: base.Host, Port: base.Port, TLSConfig: base.TLSConfig}}, base.Fallbacks...)
@@ -74,16 +88,15 @@ func Targets(conninfo, name string) ([]*Target, error) {
 		config := base.Copy()
 		config.Host, config.Port, config.TLSConfig = f.Host, f.Port, f.TLSConfig
 		config.Fallbacks = nil
-		targets = append(targets, &Target{Host: f.Host, Port: f.Port, config: config})
+		targets = append(targets, &Target{Host: f.Host, Port: f.Port, config: config, wantsStandby: wantsStandby})
 	}
 	return targets, nil
 }
 
-// WantsStandby reports whether the connection string asks for a standby or for
-// any server, by target_session_attrs: nil is libpq's "any", the default.
-func (t *Target) WantsStandby() bool {
-	return t.config.ValidateConnect != nil
-}
+// WantsStandby reports whether the connection string asks for a standby:
+// target_session_attrs is standby, prefer-standby or read-only. It is for the
+// caller to heed; Connect takes any server.
+func (t *Target) WantsStandby() bool { return t.wantsStandby }
 
 // A Conn is a connection of a walreceiver to a server. Between commands it is
 // used by one goroutine; while WAL is streamed one goroutine receives

@@ -682,3 +682,28 @@ func TestCancelOfSilentServer(t *testing.T) {
 type loopback struct{ net.Conn }
 
 func (loopback) RemoteAddr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 1} }
+
+// What target_session_attrs says is the relay's to heed: the question is SQL,
+// which no walsender answers.
+func TestTargetSessionAttrs(t *testing.T) {
+	t.Parallel()
+	primary := pgtest.Start(t, pgtest.Options{})
+	for attrs, want := range map[string]bool{
+		"any": false, "primary": false, "read-write": false,
+		"standby": true, "read-only": true, "prefer-standby": true,
+	} {
+		targets, err := pgrepl.Targets(primary.Conninfo("")+" target_session_attrs="+attrs, "rideau")
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := targets[0].Connect(t.Context())
+		if err != nil {
+			t.Errorf("%s: %v", attrs, err)
+			continue
+		}
+		conn.Close()
+		if got := targets[0].WantsStandby(); got != want {
+			t.Errorf("%s: a standby is wanted: %t", attrs, got)
+		}
+	}
+}
