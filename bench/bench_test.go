@@ -76,7 +76,7 @@ func TestAllParts(t *testing.T) {
 			t.Errorf("%s was not printed", c.Figure)
 		}
 	}
-	for _, name := range []string{"drain.prof", "fanout.prof"} {
+	for _, name := range []string{"drain.prof", "fanout.prof", "live.prof"} {
 		if info, err := os.Stat(filepath.Join(out, name)); err != nil || info.Size() == 0 {
 			t.Errorf("there is no profile %s: %v", name, err)
 		}

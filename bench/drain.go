@@ -63,8 +63,13 @@ func (b *bench) drain(ctx context.Context) error {
 			}
 			err = r.waitFlushed(ctx, l.end)
 			took := time.Since(begun)
+			n, mean, serr := r.syncs(ctx)
 			r.stop()
-			return drained{took, r.cpu()}, err
+			if err := errors.Join(err, serr); err != nil {
+				return drained{}, err
+			}
+			b.logf("drain: the relay synced %d times, %s each", n, mean.Round(time.Microsecond))
+			return drained{took, r.cpu()}, nil
 		}},
 		{"pg_receivewal", receivewal()},
 		{"pg_receivewal --synchronous", receivewal("--synchronous")},

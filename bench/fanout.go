@@ -152,7 +152,7 @@ func (b *bench) fanout(ctx context.Context) (err error) {
 		b.results.compareLess(payFigure(directReceivers), "relay", "direct")
 	}
 	if b.cfg.profile != "" {
-		return b.profileFanout(ctx, l)
+		return errors.Join(b.profileFanout(ctx, l), b.profileLive(ctx, l))
 	}
 	return nil
 }

@@ -48,6 +48,35 @@ func (b *bench) profileFanout(ctx context.Context, l *backlog) error {
 	})
 }
 
+// profileLive sends what the primary writes to one receiver.
+func (b *bench) profileLive(ctx context.Context, l *backlog) error {
+	return b.profiled(ctx, l, "live.prof", func(profile func() error, conninfo string, reach func(wal.LSN) error) (err error) {
+		at, err := l.server.LSN(ctx)
+		if err != nil {
+			return err
+		}
+		if err := reach(at); err != nil {
+			return err
+		}
+		f, err := openFan(ctx, conninfo, 1)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, f.close()) }()
+		if err := f.start(ctx, at, 0); err != nil {
+			return err
+		}
+		if err := profile(); err != nil {
+			return err
+		}
+		end, err := emit(ctx, l.server, max(1, b.cfg.BacklogMB/8))
+		if err != nil {
+			return err
+		}
+		return f.wait(ctx, end)
+	})
+}
+
 // profiled runs a relay in this process beside do, and profiles from when do
 // says until it returns.
 func (b *bench) profiled(ctx context.Context, l *backlog, name string, do func(profile func() error, conninfo string, reach func(wal.LSN) error) error) (err error) {

@@ -6,11 +6,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -111,6 +113,36 @@ func (r *relayChild) position(ctx context.Context) (relay.Position, error) {
 		return st.Position, nil
 	}
 	return st.Position, json.NewDecoder(resp.Body).Decode(&st)
+}
+
+// syncs asks the relay how often it has made WAL durable, and how long each
+// took on average.
+func (r *relayChild) syncs(ctx context.Context) (n int, mean time.Duration, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(r.status, "status")+"metrics", nil)
+	if err != nil {
+		return 0, 0, err
+	}
+	resp, err := statusClient.Do(req)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return 0, 0, err
+	}
+	values := map[string]float64{}
+	for line := range strings.Lines(string(text)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if v, err := strconv.ParseFloat(value, 64); err == nil {
+			values[name] = v
+		}
+	}
+	count := values["rideau_fsync_seconds_count"]
+	if count == 0 {
+		return 0, 0, errors.New("the relay does not say how often it synced")
+	}
+	return int(count), time.Duration(values["rideau_fsync_seconds_sum"] / count * float64(time.Second)), nil
 }
 
 // waitFlushed waits until the relay has all records below lsn on its disk.
