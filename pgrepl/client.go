@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -53,6 +54,9 @@ func Targets(conninfo, name string) ([]*Target, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := takeKeywords(base.RuntimeParams); err != nil {
+		return nil, err
+	}
 	base.RuntimeParams["replication"] = "true"
 	if base.RuntimeParams["application_name"] == "" {
 		base.RuntimeParams["application_name"] = name
@@ -91,6 +95,42 @@ func Targets(conninfo, name string) ([]*Target, error) {
 		targets = append(targets, &Target{Host: f.Host, Port: f.Port, config: config, wantsStandby: wantsStandby})
 	}
 	return targets, nil
+}
+
+// ignoredKeywords are libpq's that say how to do what we do in a way of our
+// own, or not at all. pgconn takes them for settings of the server, which
+// would refuse the connection; and pg_basebackup -R writes some of them.
+var ignoredKeywords = []string{
+	"fallback_application_name", "gssdelegation", "gsslib", "keepalives", "keepalives_count",
+	"keepalives_idle", "keepalives_interval", "load_balance_hosts", "replication", "sslcompression",
+	"ssl_max_protocol_version", "sslkeylogfile", "tcp_user_timeout",
+}
+
+// refusedKeywords are libpq's that a connection would be less safe without, or
+// go elsewhere; and the values with which they ask for nothing that we lack.
+var refusedKeywords = map[string][]string{
+	"gssencmode":               {"prefer", "disable"},
+	"hostaddr":                 nil,
+	"requirepeer":              nil,
+	"scram_client_key":         nil,
+	"scram_server_key":         nil,
+	"sslcrl":                   nil,
+	"sslcrldir":                nil,
+	"ssl_min_protocol_version": {"TLSv1", "TLSv1.1", "TLSv1.2"}, // crypto/tls has no older one
+}
+
+// takeKeywords removes libpq's own keywords from the settings to be sent.
+func takeKeywords(params map[string]string) error {
+	for _, k := range ignoredKeywords {
+		delete(params, k)
+	}
+	for k, harmless := range refusedKeywords {
+		if v := params[k]; v != "" && !slices.Contains(harmless, v) {
+			return fmt.Errorf("connection option %q is not supported with this value", k)
+		}
+		delete(params, k)
+	}
+	return nil
 }
 
 // WantsStandby reports whether the connection string asks for a standby:

@@ -111,8 +111,9 @@ type stream struct {
 	next *EndOfTimeline // historic: what follows
 	sent wal.LSN
 
-	began    time.Time
-	copyDone bool // we have sent it
+	began     time.Time
+	copyDone  bool      // we have sent it
+	lastAsked time.Time // for a reply, by the writer
 
 	// Shared with the reader. It sends to wake when the writer has cause to
 	// look again: a reply to give, a question answered, or while stopping any
@@ -183,6 +184,10 @@ func (st *stream) run() error {
 	s.complete("START_STREAMING")
 	return s.Reply("START_REPLICATION", nil) // twice, as libpqrcv_endstreaming expects
 }
+
+// askWhileStopping is how soon a standby is asked again that has answered, but
+// not confirmed all that it was sent.
+const askWhileStopping = 100 * time.Millisecond
 
 // farewell is how a stopping server leaves: the command is complete, without
 // CopyDone, and the connection ends.
@@ -294,14 +299,18 @@ func (st *stream) send() error {
 			if wal.LSN(st.confirmed.Load()) >= st.sent {
 				return ErrShutdown
 			}
-			if !st.asked.Load() {
+			if !st.asked.Load() && time.Since(st.lastAsked) >= askWhileStopping {
 				if err := st.keepalive(true); err != nil {
 					return err
 				}
 			}
 		}
 		var due <-chan time.Time
-		if st.cfg.Timeout > 0 && !st.asked.Load() {
+		if st.stopping.Load() && !st.asked.Load() {
+			// It answered without confirming: it may be busy writing.
+			timer.Reset(askWhileStopping - time.Since(st.lastAsked))
+			due = timer.C
+		} else if st.cfg.Timeout > 0 && !st.asked.Load() {
 			timer.Reset(time.Until(st.lastHeard().Add(st.cfg.Timeout / 2)))
 			due = timer.C
 		}
@@ -381,6 +390,7 @@ func (st *stream) keepalive(reply bool) error {
 	b = append(b, boolByte(reply))
 	if reply {
 		st.asked.Store(true)
+		st.lastAsked = time.Now()
 	}
 	return st.write(b)
 }

@@ -120,6 +120,7 @@ type Relay struct {
 	sp       *spool    // nil until the cluster is known
 	current  *pgrepl.Target
 	upstream UpstreamStatus
+	conns    map[net.Conn]struct{} // all connections to us
 	standbys map[*standby]struct{}
 	gone     map[string]departed // feedback of standbys that left, by slot
 	addrs    []net.Addr
@@ -141,6 +142,7 @@ func New(cfg Config) (*Relay, error) {
 		archive:   archive.New(archive.Dir(cfg.Dir)),
 		timelines: newTimelines(cfg.Dir),
 		stats:     newStats(),
+		conns:     map[net.Conn]struct{}{},
 		standbys:  map[*standby]struct{}{},
 		gone:      map[string]departed{},
 		ready:     make(chan struct{}),
@@ -203,7 +205,10 @@ func (r *Relay) Run(ctx context.Context) error {
 	for _, l := range listeners {
 		l.Close()
 	}
+	// A standby that answers but never confirms must not keep us for ever.
+	late := time.AfterFunc(r.stopPatience(), r.hangUp)
 	sessions.Wait()
+	late.Stop()
 	if serr := r.slots.save(); err == nil {
 		err = serr
 	}
@@ -230,6 +235,27 @@ func makeDir(dir string) error {
 		}
 	}
 	return nil
+}
+
+// stopPatience is how long standbys have to confirm what they were sent when
+// the relay stops.
+func (r *Relay) stopPatience() time.Duration {
+	if r.cfg.SenderTimeout > 0 {
+		return r.cfg.SenderTimeout
+	}
+	return defaultTimeout
+}
+
+// hangUp ends every connection to us, in the middle of whatever it does.
+func (r *Relay) hangUp() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.conns) > 0 {
+		r.log.Warn("some have not confirmed all that they were sent; ending their connections", "connections", len(r.conns))
+	}
+	for c := range r.conns {
+		c.Close()
+	}
 }
 
 // Ready is closed once the relay listens.

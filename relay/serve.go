@@ -118,6 +118,14 @@ func (r *Relay) accept(ctx context.Context, l net.Listener, sessions *sync.WaitG
 
 // serve meets one connection and sees it to its end.
 func (r *Relay) serve(ctx context.Context, conn net.Conn) {
+	r.mu.Lock()
+	r.conns[conn] = struct{}{}
+	r.mu.Unlock()
+	defer func() {
+		r.mu.Lock()
+		delete(r.conns, conn)
+		r.mu.Unlock()
+	}()
 	peer := conn.RemoteAddr().String()
 	s, err := pgrepl.Accept(ctx, conn, r.server)
 	if err != nil {
@@ -298,7 +306,7 @@ func (r *Relay) serveWAL(ctx context.Context, s *pgrepl.Session, sb *standby, cm
 	if cmd.LSN < pos.Flushed {
 		f, err := sp.file(tli, cmd.LSN, r.history(pos.TLI))
 		if err != nil {
-			return s.Error(pgrepl.Errorf("58P01", "requested WAL segment %s has already been removed", sp.size.FileName(tli, cmd.LSN)))
+			return s.Error(fileError(sp.size.FileName(tli, cmd.LSN), err))
 		}
 		f.Close()
 	}

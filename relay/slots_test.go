@@ -166,3 +166,36 @@ func TestKeep(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A receiver that answers but never confirms does not keep the relay from
+// stopping for longer than the timeout.
+func TestStopIsBounded(t *testing.T) {
+	t.Parallel()
+	primary := pgtest.Start(t, pgtest.Options{})
+	r := startRelay(t, relay.Config{Upstream: primary.Conninfo(""), SenderTimeout: 2 * time.Second})
+	r.waitComplete(1, primary.LSN())
+	pos, _ := r.Position()
+	conn := r.connect(t, "evasive")
+	start := wal.SegmentSize(16 << 20).Start(pos.Flushed)
+	if err := conn.StartReplication(t.Context(), "", 1, start); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		buf := make([]byte, pgrepl.MaxWALMessage)
+		for {
+			in, err := conn.Next(1)
+			if err != nil || conn.ReadWAL(buf[:in.Len]) != nil {
+				return
+			}
+			conn.SendStatus(pgrepl.Status{Write: start, Flush: start, Time: time.Now()})
+		}
+	}()
+	r.waitStandbys(1)
+	if err := r.halt(); err != nil {
+		t.Error(err)
+	}
+	<-done
+	r.start()
+}

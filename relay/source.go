@@ -97,11 +97,8 @@ func (s *source) readFile(lsn, end wal.LSN, current wal.TLI) ([]byte, error) {
 			s.file = nil
 		}
 		f, err := s.sp.file(s.tli, lsn, s.relay.history(current))
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil, pgrepl.Errorf("58P01", "requested WAL segment %s has already been removed", s.sp.size.FileName(s.tli, at))
-		}
 		if err != nil {
-			return nil, pgrepl.Errorf("58P01", "could not open file \"pg_wal/%s\": %v", s.sp.size.FileName(s.tli, at), errors.Unwrap(err))
+			return nil, fileError(s.sp.size.FileName(s.tli, at), err)
 		}
 		s.file, s.fileAt, s.fileTLI = f, at, current
 	}
@@ -114,4 +111,17 @@ func (s *source) readFile(lsn, end wal.LSN, current wal.TLI) ([]byte, error) {
 	}
 	s.relay.stats.fromDisk.Add(uint64(n))
 	return s.buf[:n], nil
+}
+
+// fileError is why a segment cannot be read, in a walsender's words. Only one
+// that is not there was removed.
+func fileError(segment string, err error) *pgrepl.Error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return pgrepl.Errorf("58P01", "requested WAL segment %s has already been removed", segment)
+	}
+	var path *fs.PathError
+	if errors.As(err, &path) {
+		err = path.Err
+	}
+	return pgrepl.Errorf("58000", "could not open file \"pg_wal/%s\": %v", segment, err)
 }

@@ -48,15 +48,10 @@ func LockDir(dir string) (*Lock, error) {
 		f.Close()
 		return nil, fmt.Errorf("could not lock directory %q: %w", dir, err)
 	}
-	// No sync: the number matters only while we run.
-	pid := []byte(strconv.Itoa(os.Getpid()) + "\n")
-	if err = f.Truncate(0); err == nil {
-		_, err = f.WriteAt(pid, 0)
-	}
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
+	// No sync: the number matters only while we run. No complaint either: on a
+	// disk that is full the lock is as good without it.
+	f.Truncate(0)
+	f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	return &Lock{f: f}, nil
 }
 
