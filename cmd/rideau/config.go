@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"reflect"
+	"strconv"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
@@ -102,6 +103,20 @@ func formError(name string, err error) error {
 	if tok != nil && tok.Position != nil {
 		line = tok.Position.Line
 	}
+	var wrongType *yaml.TypeError
+	if errors.As(err, &wrongType) && tok != nil {
+		got := strconv.Quote(tok.Value)
+		switch tok.Value {
+		case "[", "-":
+			got = "a list"
+		case "{", ":":
+			got = "a group of settings"
+		}
+		return &usageError{
+			err:  fmt.Errorf("%s:%d: want %s, got %s", name, line, kindOfValue(wrongType.DstType), got),
+			hint: "doc/rideau.yaml has every setting, explained.",
+		}
+	}
 	var unknown *yaml.UnknownFieldError
 	if !errors.As(err, &unknown) || tok == nil {
 		return &usageError{err: fmt.Errorf("%s:%d: %s", name, line, message)}
@@ -114,6 +129,19 @@ func formError(name string, err error) error {
 		usage.hint = fmt.Sprintf("Did you mean %q?", near)
 	}
 	return usage
+}
+
+// kindOfValue says what a setting wants, in the words of who writes it.
+func kindOfValue(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Slice:
+		return "a list"
+	case reflect.Map, reflect.Struct:
+		return "a group of settings"
+	}
+	return "a text"
 }
 
 // settingNames returns the names of all settings in a struct and those below.

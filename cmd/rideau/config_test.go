@@ -57,6 +57,8 @@ func TestParseConfigErrors(t *testing.T) {
 	}{
 		{"a slip of the pen", "relay:\n  upstream: host=db1\n  solt: rideau\n", `rideau.yaml:3: unknown setting "solt"`, `Did you mean "slot"?`},
 		{"a setting that never was", "relay:\n  checkpoint: 1\n", `rideau.yaml:2: unknown setting "checkpoint"`, "doc/rideau.yaml"},
+		{"neither yes nor no", "relay:\n  forward_sql: maybe\n", `rideau.yaml:2: want true or false, got "maybe"`, "doc/rideau.yaml"},
+		{"a group for a text", "relay:\n  upstream:\n    host: db1\n", `rideau.yaml:3: want a text, got a group of settings`, "doc/rideau.yaml"},
 		{"at the top", "\nrelais: {}\n", `rideau.yaml:2: unknown setting "relais"`, ""},
 		{"deep down", "relay:\n  tls:\n    certificate: x\n", `rideau.yaml:3: unknown setting "certificate"`, "cert"},
 		{"twice", "http: none\nhttp: none\n", "rideau.yaml:2: ", ""},
@@ -92,6 +94,9 @@ func TestResolveErrors(t *testing.T) {
 	}{
 		{"nothing at all", "", "rideau.yaml: relay.upstream: no connection string of the server WAL comes from"},
 		{"no directory", "relay:\n  upstream: host=db1\n", "rideau.yaml: relay.dir: no directory to keep WAL in"},
+		{"an address without a port", base + "  listen: [127.0.0.1]\n", `rideau.yaml:4: relay.listen[0]: invalid address "127.0.0.1": missing port in address`},
+		{"a port that is none", base + "http: :99999\n", `rideau.yaml:4: http: invalid address ":99999": "99999" is not a port`},
+		{"a socket's port that is none", base + "  listen: [/run/rideau:x]\n", `rideau.yaml:4: relay.listen[0]: invalid address "/run/rideau:x": "x" is not a port`},
 		{"minutes or megabytes?", base + "  keep: 90m\n", `rideau.yaml:4: relay.keep: "90m" has an unknown unit "m"`},
 		{"a key without certificate", base + "  tls:\n    key: x\n", "rideau.yaml:5: relay.tls: TLS needs a certificate and its key"},
 		{"a certificate that is not there", base + "  tls:\n    key: x\n    cert: y\n", "rideau.yaml:5: relay.tls: could not read the certificate: stat y: no such file or directory"},

@@ -34,6 +34,12 @@ type explanation struct {
 // follow from them are all here. The first case that fits decides, so what says
 // more comes first.
 func explain(err error) explanation {
+	e := explainCause(err)
+	e.message = plainPaths(err, e.message)
+	return e
+}
+
+func explainCause(err error) explanation {
 	var usage *usageError
 	if errors.As(err, &usage) {
 		return explanation{message: err.Error(), hint: usage.hint}
@@ -223,6 +229,32 @@ func message(err error) string {
 		return "no answer in time"
 	}
 	return strings.ReplaceAll(err.Error(), "\n", "; ")
+}
+
+// plainPaths says "could not open file" in text where Go's package os named a
+// system call, "open", or leaves the call out where err says already what could
+// not be done.
+func plainPaths(err error, text string) string {
+	var path *fs.PathError
+	if !errors.As(err, &path) {
+		return text
+	}
+	words := fmt.Sprintf("%q: %s", path.Path, path.Err)
+	if !strings.Contains(err.Error(), "could not") {
+		call := path.Op
+		switch path.Op {
+		case "open":
+			call = "open file"
+		case "mkdir":
+			call = "create directory"
+		case "stat", "lstat":
+			call = "find"
+		case "write":
+			call = "write to"
+		}
+		words = fmt.Sprintf("could not %s %s", call, words)
+	}
+	return strings.Replace(text, path.Error(), words, 1)
 }
 
 func serverSaid(e *pgconn.PgError) string {

@@ -178,6 +178,33 @@ func TestExplain(t *testing.T) {
 	}
 }
 
+// The names of system calls are for programmers.
+func TestPlainPaths(t *testing.T) {
+	tests := []struct {
+		name string
+		err  error
+		want string
+	}{
+		{"a directory that cannot be made", &fs.PathError{Op: "mkdir", Path: "ro/x", Err: syscall.EACCES},
+			`could not create directory "ro/x": permission denied`},
+		{"a lock that cannot be made", &fs.PathError{Op: "open", Path: "ro/.lock", Err: syscall.EACCES},
+			`could not open file "ro/.lock": permission denied`},
+		{"nothing there", &fs.PathError{Op: "stat", Path: "wal", Err: syscall.ENOENT},
+			`could not find "wal": no such file or directory`},
+		{"what could not be done is said already", fmt.Errorf("could not create segment: %w", &fs.PathError{Op: "fallocate", Path: "wal/1", Err: syscall.ENOSPC}),
+			`could not create segment: "wal/1": no space left on device`},
+		{"a mistake in the command line", &usageError{err: fmt.Errorf("could not read users: %w", &fs.PathError{Op: "open", Path: "users", Err: syscall.ENOENT})},
+			`could not read users: "users": no such file or directory`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := explain(tt.err).message; got != tt.want {
+				t.Errorf("got  %s\nwant %s", got, tt.want)
+			}
+		})
+	}
+}
+
 func TestReportStatus(t *testing.T) {
 	tests := []struct {
 		name   string

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -40,6 +42,16 @@ func (cfg *config) resolve(stderr io.Writer) (settings, error) {
 		return s, cfg.invalid("relay.dir", "Give it as relay: dir: in the file, or with --dir.",
 			errors.New("no directory to keep WAL in"))
 	}
+	for i, addr := range cfg.Relay.Listen {
+		if err := checkAddress(addr, true); err != nil {
+			return s, cfg.invalid(fmt.Sprintf("relay.listen[%d]", i), "Give HOST:PORT, :PORT for every address of this machine, or the directory of a Unix socket, /DIR or /DIR:PORT.", err)
+		}
+	}
+	if cfg.HTTP != "" && cfg.HTTP != "none" {
+		if err := checkAddress(cfg.HTTP, false); err != nil {
+			return s, cfg.invalid("http", "Give HOST:PORT, or none.", err)
+		}
+	}
 	if s.keep, err = parseKeep(cfg.Relay.Keep); err != nil {
 		return s, cfg.invalid("relay.keep", keepHint, err)
 	}
@@ -56,6 +68,30 @@ func (cfg *config) resolve(stderr io.Writer) (settings, error) {
 		s.warnings = append(s.warnings, fmt.Sprintf("%s holds a password and every user of this machine can read it: chmod 600, or use a password file", cfg.file.name))
 	}
 	return s, nil
+}
+
+// checkAddress says what is wrong with the form of an address to listen at.
+// Whether it can be had is known only when it is asked for.
+func checkAddress(addr string, socket bool) error {
+	var port string
+	var err error
+	if socket && strings.HasPrefix(addr, "/") {
+		var ok bool
+		if _, port, ok = strings.Cut(addr, ":"); !ok {
+			return nil
+		}
+		_, err = strconv.ParseUint(port, 10, 16)
+	} else {
+		var form *net.AddrError
+		if _, port, err = net.SplitHostPort(addr); errors.As(err, &form) {
+			return fmt.Errorf("invalid address %q: %s", addr, form.Err)
+		}
+		_, err = net.LookupPort("tcp", port) // names of services too, as net.Listen
+	}
+	if err != nil {
+		return fmt.Errorf("invalid address %q: %q is not a port", addr, port)
+	}
+	return nil
 }
 
 // access reads the rules and the users, one by one, to know which is wrong.
