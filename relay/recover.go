@@ -31,6 +31,39 @@ type identity struct {
 // identityFile holds an identity, beside the WAL.
 const identityFile = "rideau.json"
 
+// A StateError says that what the relay wrote for itself beside the WAL cannot
+// be understood. The WAL is not concerned.
+type StateError struct {
+	Path  string
+	Slots bool // the slots of standbys are in it, which nobody else knows
+	Err   error
+}
+
+func (e *StateError) Error() string { return fmt.Sprintf("cannot understand %q: %v", e.Path, e.Err) }
+func (e *StateError) Unwrap() error { return e.Err }
+
+// A ServerDirError says that a directory is a PostgreSQL server's own. The
+// server would recycle and remove our WAL, and recover from what it never wrote.
+type ServerDirError struct{ Dir string }
+
+func (e *ServerDirError) Error() string {
+	return fmt.Sprintf("directory %q belongs to a PostgreSQL server", e.Dir)
+}
+
+// checkDir refuses a server's data directory, by its PG_VERSION, and pg_wal, by
+// the directory that every server since 8.0 has in it.
+func checkDir(dir string) error {
+	for _, name := range []string{"PG_VERSION", "archive_status"} {
+		switch _, err := os.Lstat(filepath.Join(dir, name)); {
+		case err == nil:
+			return &ServerDirError{dir}
+		case !errors.Is(err, fs.ErrNotExist):
+			return err
+		}
+	}
+	return nil
+}
+
 func (r *Relay) path(name string) string { return filepath.Join(r.cfg.Dir, name) }
 
 func (r *Relay) readIdentity() (*identity, error) {
@@ -42,11 +75,12 @@ func (r *Relay) readIdentity() (*identity, error) {
 		return nil, err
 	}
 	var id identity
-	if err := json.Unmarshal(text, &id); err != nil {
-		return nil, fmt.Errorf("could not read %q: %w", r.path(identityFile), err)
+	err = json.Unmarshal(text, &id)
+	if err == nil && (!id.SegmentSize.Valid() || id.SystemID == 0) {
+		err = errors.New("no system identifier or WAL segment size in it")
 	}
-	if !id.SegmentSize.Valid() || id.SystemID == 0 {
-		return nil, fmt.Errorf("could not read %q: no system identifier or WAL segment size in it", r.path(identityFile))
+	if err != nil {
+		return nil, &StateError{Path: r.path(identityFile), Err: err}
 	}
 	return &id, nil
 }
@@ -72,6 +106,10 @@ func (r *Relay) load(ctx context.Context) error {
 	}
 	for _, d := range inv.Damaged {
 		r.log.Warn("a file in the directory is not what its name says", "err", d)
+	}
+	for _, gap := range inv.Check(0).Missing {
+		r.log.Warn("WAL is missing in the directory: standbys cannot come by it",
+			"from", gap.From, "to", gap.To, "segments", gap.Count)
 	}
 	if err := r.timelines.load(inv); err != nil {
 		return err

@@ -165,6 +165,9 @@ func (r *Relay) Run(ctx context.Context) error {
 	if err := makeDir(r.cfg.Dir); err != nil {
 		return err
 	}
+	if err := checkDir(r.cfg.Dir); err != nil {
+		return err
+	}
 	lock, err := durable.LockDir(r.cfg.Dir)
 	if err != nil {
 		return err

@@ -3,7 +3,6 @@ package relay
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -56,7 +55,7 @@ func (ss *slots) load() error {
 	}
 	var list []*slot
 	if err := json.Unmarshal(text, &list); err != nil {
-		return fmt.Errorf("could not read %q: %w", ss.file, err)
+		return &StateError{Path: ss.file, Slots: true, Err: err}
 	}
 	ss.mu.Lock()
 	defer ss.mu.Unlock()

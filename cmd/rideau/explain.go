@@ -68,6 +68,8 @@ func explainOwn(err error) (explanation, bool) {
 		parse       *pgconn.ParseConfigError
 		refused     *pgrepl.Error
 		locked      *durable.LockedError
+		serverDir   *relay.ServerDirError
+		state       *relay.StateError
 		system      *relay.SystemError
 		segmentSize *relay.SegmentSizeError
 		history     *relay.HistoryError
@@ -95,6 +97,12 @@ func explainOwn(err error) (explanation, bool) {
 		e.message, e.detail, e.hint = refused.Message, refused.Detail, refused.Hint
 	case errors.As(err, &locked):
 		e.hint = "Another relay keeps its WAL there. Each needs a directory of its own."
+	case errors.As(err, &serverDir):
+		e.hint = "Give the relay a directory of its own. If this is a copy of a server's pg_wal, remove archive_status from it."
+	case errors.As(err, &state) && state.Slots:
+		e.hint = "Restore the file, or remove it: WAL stays, but the slots of standbys are forgotten and must be made again."
+	case errors.As(err, &state):
+		e.hint = "Remove the file: the relay makes it again from its WAL and from the server."
 	case errors.As(err, &system):
 		e.detail = "The system identifier is made by initdb and shared by a primary, its standbys and its base backups. WAL of two systems does not fit together."
 		e.hint = "Correct the connection string, or keep the WAL of this server in another directory."
