@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/url"
 	"reflect"
 	"slices"
 	"strconv"
@@ -92,9 +93,33 @@ func Targets(conninfo, name string) ([]*Target, error) {
 		config := base.Copy()
 		config.Host, config.Port, config.TLSConfig = f.Host, f.Port, f.TLSConfig
 		config.Fallbacks = nil
+		if config.Password, err = passwordFor(conninfo, f.Host, f.Port); err != nil {
+			return nil, err
+		}
 		targets = append(targets, &Target{Host: f.Host, Port: f.Port, config: config, wantsStandby: wantsStandby})
 	}
 	return targets, nil
+}
+
+// passwordFor finds the password for one server. pgconn looks into the password
+// file for the first host and the string's own database; libpq does for each
+// host, and for "replication" on behalf of a walreceiver.
+func passwordFor(conninfo, host string, port uint16) (string, error) {
+	if strings.HasPrefix(conninfo, "postgres://") || strings.HasPrefix(conninfo, "postgresql://") {
+		sep := "?"
+		if strings.Contains(conninfo, "?") {
+			sep = "&"
+		}
+		conninfo += fmt.Sprintf("%sdbname=replication&host=%s&port=%d", sep, url.QueryEscape(host), port)
+	} else {
+		quoted := strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(host)
+		conninfo += fmt.Sprintf(" dbname=replication host='%s' port=%d", quoted, port)
+	}
+	config, err := pgconn.ParseConfig(conninfo)
+	if err != nil {
+		return "", err
+	}
+	return config.Password, nil
 }
 
 // ignoredKeywords are libpq's that say how to do what we do in a way of our
