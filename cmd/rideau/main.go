@@ -29,6 +29,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 )
 
@@ -52,8 +53,36 @@ func execute(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 // interruptible returns a context that the first SIGINT or SIGTERM cancels, to
 // stop in order. The second ends the process at once, by the signal itself, so
 // that whoever waits for us learns what it was.
+//
+// A shell starts what it runs in the background with SIGINT ignored. We heed it
+// all the same, but cannot die of it then: the exit status says as much.
 func interruptible(parent context.Context) (context.Context, context.CancelFunc) {
-	ctx, stop := signal.NotifyContext(parent, os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop)
-	return ctx, stop
+	ctx, cancel := context.WithCancel(parent)
+	ignored := map[os.Signal]bool{os.Interrupt: signal.Ignored(os.Interrupt), syscall.SIGTERM: signal.Ignored(syscall.SIGTERM)}
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	stopped := make(chan struct{})
+	go func() {
+		select {
+		case <-signals:
+			cancel()
+		case <-stopped:
+			return
+		}
+		select {
+		case sig := <-signals:
+			if !ignored[sig] {
+				signal.Reset(sig)
+				syscall.Kill(os.Getpid(), sig.(syscall.Signal))
+				select {} // it is on its way
+			}
+			os.Exit(128 + int(sig.(syscall.Signal)))
+		case <-stopped:
+		}
+	}()
+	return ctx, sync.OnceFunc(func() {
+		signal.Stop(signals)
+		close(stopped)
+		cancel()
+	})
 }
