@@ -12,8 +12,9 @@
 //	                                                      from the segments
 //
 // The directory is an archive under PostgreSQL's own names (pg_receivewal
-// could go on in it, and we in its), with three files of ours beside:
-// rideau.json (whose WAL it is), rideau-slots.json, and a lock.
+// could go on in it, and we in its), with a few files of ours beside:
+// rideau.json (whose WAL it is), rideau-slots.json, a lock, and at times
+// rideau-next, the next segment's file before it has a name.
 //
 // # Positions
 //

@@ -115,6 +115,7 @@ func (r *Relay) take(ctx context.Context, c *candidate, sp *spool, tli wal.TLI, 
 			if in.Start != sp.written {
 				return fmt.Errorf("server sent WAL at %s where %s was expected", in.Start, sp.written)
 			}
+			sp.serverEnd = in.End
 			for n := in.Len; n > 0; {
 				p := sp.space(n)
 				if err := c.conn.ReadWAL(p); err != nil {
@@ -136,6 +137,7 @@ func (r *Relay) take(ctx context.Context, c *candidate, sp *spool, tli wal.TLI, 
 				if err != nil {
 					return err
 				}
+				sp.next.ask(sp.size)
 			}
 		}
 		if in.ReplyRequested {

@@ -111,6 +111,7 @@ type Relay struct {
 	archive   *archive.Archive
 	timelines *timelines
 	slots     *slots
+	next      *preparer
 	stats     *stats
 	reports   reports
 	server    *pgrepl.ServerConfig
@@ -148,6 +149,7 @@ func New(cfg Config) (*Relay, error) {
 		ready:     make(chan struct{}),
 	}
 	r.slots = newSlots(cfg.Dir)
+	r.next = newPreparer(cfg.Dir)
 	r.reports.relay, r.reports.nudged = r, make(chan struct{}, 1)
 	r.upstream.State = "disconnected"
 	r.server = &pgrepl.ServerConfig{Access: cfg.Access, TLS: cfg.TLS, Params: r.params, Log: cfg.Log}
@@ -199,6 +201,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.follow(gctx) })
 	g.Go(func() error { return r.expire(gctx) })
+	g.Go(func() error { r.next.run(gctx); return nil })
 	err = g.Wait()
 
 	if err == nil {
@@ -283,6 +286,7 @@ func (r *Relay) spool() *spool {
 func (r *Relay) setSpool(sp *spool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	sp.next = r.next
 	r.sp = sp
 }
 

@@ -40,6 +40,7 @@ type spool struct {
 	systemID uint64
 	log      *slog.Logger
 	window   window
+	next     *preparer // of segments; nil: none are
 	stats    *stats
 
 	// The receiver's own.
@@ -48,6 +49,9 @@ type spool struct {
 	cur     *segment
 	written wal.LSN // the first byte not yet written; the stream goes on here
 	buf     *chunk  // holds written
+
+	// serverEnd is how far the server was as it sent what is being written.
+	serverEnd wal.LSN
 
 	dirty chan struct{} // capacity 1: there is something to sync
 
@@ -236,6 +240,10 @@ func (s *spool) open() error {
 	f, err := os.OpenFile(path+partialSuffix, os.O_RDWR, 0)
 	created := errors.Is(err, fs.ErrNotExist)
 	if created {
+		if prepared := s.next.take(path + partialSuffix); prepared != nil {
+			s.opened(prepared, path, start)
+			return nil
+		}
 		f, err = os.OpenFile(path+partialSuffix, os.O_RDWR|os.O_CREATE, 0o600)
 	}
 	if err != nil {
@@ -243,21 +251,32 @@ func (s *spool) open() error {
 	}
 	// All of it, so that a disk that fills up is met here, before any WAL of
 	// this segment was taken, and so that syncs have no file size to write.
-	if err := durable.Preallocate(f, int64(s.size)); err != nil {
+	//
+	// A segment in which the server already is gets zeros at once, as those
+	// that come after it get them in advance (preparer).
+	allocate := durable.Preallocate
+	if created && s.next != nil && s.serverEnd < s.size.Next(start) && s.size <= preparedMax {
+		allocate = durable.WriteZeros
+	}
+	if err := allocate(f, int64(s.size)); err != nil {
 		f.Close()
 		if created {
 			os.Remove(path + partialSuffix)
 		}
 		return err
 	}
-	// A file that was found may have been made by an attempt, or a process,
-	// that ended before it synced the directory.
+	s.opened(f, path, start)
+	return nil
+}
+
+// opened makes f the segment to write to. A file that was found may have been
+// made by an attempt, or a process, that ended before it synced the directory.
+func (s *spool) opened(f *os.File, path string, start wal.LSN) {
 	seg := &segment{f: f, path: path, start: start, end: start + wal.LSN(s.size), isNew: true}
 	s.cur = seg
 	s.mu.Lock()
 	s.todo = append(s.todo, seg)
 	s.mu.Unlock()
-	return nil
 }
 
 // fullRetry is how often a full disk is tried again.

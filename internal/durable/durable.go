@@ -170,7 +170,7 @@ func Fdatasync(f *os.File) error {
 func Preallocate(f *os.File, size int64) error {
 	err := fallocate(f, size)
 	if errors.Is(err, errors.ErrUnsupported) { // EOPNOTSUPP and ENOSYS among them
-		return writeZeros(f, size)
+		return WriteZeros(f, size)
 	}
 	if err != nil {
 		return pathError("fallocate", f, err)
@@ -178,8 +178,10 @@ func Preallocate(f *os.File, size int64) error {
 	return nil
 }
 
-// writeZeros is fallocate for file systems that have none.
-func writeZeros(f *os.File, size int64) error {
+// WriteZeros is Preallocate with bytes that were written: what replaces them
+// can be made durable without a word in the file system's journal, which for
+// merely allocated space must first say that it is in use.
+func WriteZeros(f *os.File, size int64) error {
 	info, err := f.Stat()
 	if err != nil {
 		return err

@@ -20,7 +20,7 @@ func TestWriteZeros(t *testing.T) {
 	}
 	const size = 3<<20 + 5 // not a multiple of what is written at once
 	for range 2 {
-		if err := writeZeros(f, size); err != nil {
+		if err := WriteZeros(f, size); err != nil {
 			t.Fatal(err)
 		}
 	}
