@@ -116,7 +116,7 @@ func (r *Relay) load(ctx context.Context) error {
 	}
 	if id == nil {
 		if len(inv.Segments) == 0 {
-			return nil
+			return r.warnOfOthers()
 		}
 		// pg_receivewal's directory: the first page tells whose it is. What
 		// the server is like we learn when we reach it.
@@ -135,6 +135,22 @@ func (r *Relay) load(ctx context.Context) error {
 		}
 	}
 	r.setSpool(sp)
+	return nil
+}
+
+// warnOfOthers tells when a directory that has no WAL yet holds other things:
+// somebody may have meant another.
+func (r *Relay) warnOfOthers() error {
+	entries, err := os.ReadDir(r.cfg.Dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if name := e.Name(); name != durable.LockName && name != slotsFile && name != preparedFile && name != "lost+found" {
+			r.log.Warn("the directory to keep WAL in holds other things", "dir", r.cfg.Dir, "for_example", name)
+			break
+		}
+	}
 	return nil
 }
 

@@ -73,6 +73,19 @@ func TestRefusals(t *testing.T) {
 	dir := t.TempDir()
 	r := startRelay(t, relay.Config{Upstream: one.Conninfo(""), Dir: dir})
 	r.waitComplete(1, one.LSN())
+	t.Run("a directory of something else is mentioned", func(t *testing.T) {
+		home := t.TempDir()
+		if err := os.WriteFile(home+"/thesis.tex", nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		other := startRelay(t, relay.Config{Upstream: one.Conninfo(""), Dir: home})
+		if log := other.log.String(); !strings.Contains(log, "holds other things") || !strings.Contains(log, "thesis.tex") {
+			t.Errorf("the log says nothing of it:\n%s", log)
+		}
+		if log := r.log.String(); strings.Contains(log, "holds other things") {
+			t.Errorf("an empty directory is complained of:\n%s", log)
+		}
+	})
 	t.Run("two relays in one directory", func(t *testing.T) {
 		var locked *durable.LockedError
 		if err := runOnce(t, relay.Config{Upstream: one.Conninfo(""), Dir: dir}); !errors.As(err, &locked) {
