@@ -71,34 +71,32 @@ func (r *Relay) receive(ctx context.Context, c *candidate, tli wal.TLI) error {
 	}
 	c.conn.SetReadDeadline(time.Time{})
 
-	// What was taken is kept, and said, however the stream ended. A failed
-	// sync must not be tried again: the spool is read anew from the disk.
+	err = r.settle(sp, err)
+	r.reports.stop()
+	return err
+}
+
+// settle keeps and says what was taken before the stream ended with err. What
+// cannot be trusted is read anew from the disk: after a failed sync, which must
+// not be tried again; after a damaged record; and where what was checked could
+// not be written, all of it.
+func (r *Relay) settle(sp *spool, err error) error {
 	var failed *syncError
 	var corrupt *wal.CorruptError
-	switch {
-	case errors.As(err, &failed), errors.As(err, &corrupt):
-		if err := r.reload(sp.reportable()); err != nil {
-			r.reports.stop()
-			return &localError{err}
-		}
-	default:
+	broken := errors.As(err, &failed) || errors.As(err, &corrupt)
+	if !broken {
 		if serr := sp.sync(time.Now); serr != nil {
-			r.reports.stop()
-			if err := r.reload(sp.reportable()); err != nil {
-				return &localError{err}
-			}
-			return &syncError{serr}
-		}
-		r.reports.send(false, false)
-		if sp.check.Pos() != sp.written {
-			// What was checked could not be written, all of it.
-			if err := r.reload(sp.reportable()); err != nil {
-				r.reports.stop()
-				return &localError{err}
-			}
+			err, broken = &syncError{serr}, true
+		} else {
+			r.reports.send(false, false)
+			broken = sp.check.Pos() != sp.written
 		}
 	}
-	r.reports.stop()
+	if broken {
+		if err := r.reload(sp.reportable()); err != nil {
+			return &localError{err}
+		}
+	}
 	return err
 }
 
