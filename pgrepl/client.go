@@ -196,6 +196,7 @@ func (t *Target) Connect(ctx context.Context) (*Conn, error) {
 		framed = &framedConn{Conn: conn, r: bufio.NewReaderSize(conn, readBuffer)}
 		return framed, nil
 	}
+	config.DialFunc = waitDial(config.DialFunc)
 	pc, err := pgconn.ConnectConfig(ctx, config)
 	if err != nil {
 		return nil, &ConnectError{Server: t.String(), Err: err}
@@ -695,9 +696,15 @@ func (c *Conn) ReadWAL(p []byte) error {
 	return err
 }
 
-// Buffered is how many bytes of the stream have been read ahead: if not zero,
-// there is more to take at once.
-func (c *Conn) Buffered() int { return c.r.Buffered() }
+// Ready reports whether there is more to take at once. With TLS some of what
+// has arrived may escape it.
+func (c *Conn) Ready() bool {
+	if c.r.Buffered() > 0 {
+		return true
+	}
+	w, ok := c.conn.(interface{ ready() bool })
+	return ok && w.ready()
+}
 
 // endStream answers the server's CopyDone and reads what follows it: the next
 // timeline, or none when the server only meant to end the command.

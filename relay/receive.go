@@ -17,6 +17,11 @@ import (
 // of us at least so often.
 const statusInterval = 10 * time.Second
 
+// farBehind is from where on WAL is synced while more arrives: two of
+// walsender's largest messages (MAX_SEND_SIZE). What one waits for is not so
+// far behind.
+const farBehind = 256 << 10
+
 // receive takes WAL of tli until the stream ends or fails. While there is more
 // to come two goroutines share the work, so that WAL goes on arriving while
 // older WAL is synced:
@@ -28,8 +33,8 @@ const statusInterval = 10 * time.Second
 // for that, and to wake another goroutine would cost them what a sync on a
 // good disk does.
 //
-// A third one looks after the connection: reports that nothing else caused,
-// and a server that fell silent.
+// Two more look after the connection: reports that nothing else caused and a
+// server that fell silent; a server that does not read.
 func (r *Relay) receive(ctx context.Context, c *candidate, tli wal.TLI) error {
 	sp := r.spool()
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -44,6 +49,11 @@ func (r *Relay) receive(ctx context.Context, c *candidate, tli wal.TLI) error {
 	var heard atomic.Int64 // when the server last sent something, unix nanoseconds
 	heard.Store(time.Now().UnixNano())
 	r.reports.start(c.conn, sp)
+	guarded := make(chan struct{})
+	var guard sync.WaitGroup
+	guard.Go(func() { r.reports.guard(guarded, c.conn) })
+	defer guard.Wait()
+	defer close(guarded)
 	wg.Go(func() {
 		if err := r.syncer(ctx, sp); err != nil {
 			cancel(err)
@@ -126,17 +136,21 @@ func (r *Relay) take(ctx context.Context, c *candidate, sp *spool, tli wal.TLI, 
 			}
 			r.stats.received.Add(uint64(in.Len))
 			sp.commit()
-			if in.End > sp.written || c.conn.Buffered() > 0 {
-				sp.wakeSyncer()
-			} else {
-				r.stats.syncing.Store(true)
-				err := r.sync(sp)
-				r.stats.syncing.Store(false)
-				if err != nil {
-					return err
-				}
-				sp.next.ask(sp.size)
+		}
+		switch unsynced := sp.unsynced(); {
+		case unsynced == 0:
+		case sp.serverEnd-sp.written >= farBehind:
+			sp.wakeSyncer()
+		case unsynced < farBehind && c.conn.Ready():
+			// The sync after the next message covers this one too.
+		default:
+			r.stats.syncing.Store(true)
+			err := r.sync(sp)
+			r.stats.syncing.Store(false)
+			if err != nil {
+				return err
 			}
+			sp.next.ask(sp.size)
 		}
 		if in.ReplyRequested {
 			if err := r.reports.send(true, false); err != nil {
@@ -219,6 +233,11 @@ func (r *Relay) heartbeat(ctx context.Context, server string, heard *atomic.Int6
 type reports struct {
 	relay *Relay
 
+	// since is when a write to the server began that is not done yet, unix
+	// nanoseconds. A deadline for each would do as well, but to arm and disarm
+	// a timer is more work than the write.
+	since atomic.Int64
+
 	mu       sync.Mutex
 	nudged   chan struct{} // capacity 1: standbys have applied more
 	conn     *pgrepl.Conn  // nil: nobody listens
@@ -269,7 +288,7 @@ func (p *reports) locked(force, request bool, apply wal.LSN) error {
 		return nil
 	}
 	s.Time, s.ReplyRequested = time.Now(), request
-	if err := p.bounded(func() error { return p.conn.SendStatus(s) }); err != nil {
+	if err := p.write(func() error { return p.conn.SendStatus(s) }); err != nil {
 		return err
 	}
 	p.last = s
@@ -277,13 +296,28 @@ func (p *reports) locked(force, request bool, apply wal.LSN) error {
 	return nil
 }
 
-// bounded writes to the server, who may not read, for no longer than it should
-// take. The deadline must not outlive that: what is written at the end of the
-// timeline, perhaps seconds later, would find it passed.
-func (p *reports) bounded(write func() error) error {
-	p.conn.SetWriteDeadline(time.Now().Add(statusInterval))
-	defer p.conn.SetWriteDeadline(time.Time{})
-	return write()
+// write calls f, which writes to the server. The caller holds mu.
+func (p *reports) write(f func() error) error {
+	p.since.Store(time.Now().UnixNano())
+	defer p.since.Store(0)
+	return f()
+}
+
+// guard ends a write to a server that does not read, after the time in which
+// it should have. The stream is lost with it.
+func (p *reports) guard(done <-chan struct{}, conn *pgrepl.Conn) {
+	tick := time.NewTicker(statusInterval / 4)
+	defer tick.Stop()
+	for {
+		select {
+		case <-done:
+			return
+		case now := <-tick.C:
+			if since := p.since.Load(); since != 0 && now.Sub(time.Unix(0, since)) > statusInterval {
+				conn.SetWriteDeadline(time.Unix(1, 0))
+			}
+		}
+	}
 }
 
 // tick sends what is due by the clock: a status, and feedback when it has
@@ -304,7 +338,7 @@ func (p *reports) tick() error {
 	if !due {
 		return nil
 	}
-	if err := p.bounded(func() error { return p.conn.SendFeedback(feedback, now) }); err != nil {
+	if err := p.write(func() error { return p.conn.SendFeedback(feedback, now) }); err != nil {
 		return err
 	}
 	p.feedback, p.fedBack = feedback, now

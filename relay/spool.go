@@ -334,6 +334,16 @@ func (s *spool) commit() {
 	s.mu.Unlock()
 }
 
+// unsynced is how many bytes were committed since the last sync.
+func (s *spool) unsynced() wal.LSN {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.done.TLI != s.stage.TLI || s.done.Flushed > s.stage.Flushed {
+		return farBehind
+	}
+	return s.stage.Flushed - s.done.Flushed
+}
+
 // wakeSyncer asks for a sync by the syncer.
 func (s *spool) wakeSyncer() {
 	select {

@@ -242,7 +242,7 @@ func (s *Server) kill() error {
 			}
 		}
 		// The postmaster, the first, is reaped by the goroutine that started it.
-		for _, pid := range pids[1:] {
+		for _, pid := range pids[min(1, len(pids)):] {
 			reap(pid)
 		}
 		return true, nil
