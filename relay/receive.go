@@ -22,6 +22,11 @@ const statusInterval = 10 * time.Second
 // far behind.
 const farBehind = 256 << 10
 
+// catchUp is from where on syncs are spared, half of it apart: nobody waits for
+// WAL of so long ago, everybody for us to get through it, and each sync of new
+// space is a commit of the file system's journal.
+const catchUp = 16 << 20
+
 // receive takes WAL of tli until the stream ends or fails. While there is more
 // to come two goroutines share the work, so that WAL goes on arriving while
 // older WAL is synced:
@@ -137,9 +142,10 @@ func (r *Relay) take(ctx context.Context, c *candidate, sp *spool, tli wal.TLI, 
 			r.stats.received.Add(uint64(in.Len))
 			sp.commit()
 		}
-		switch unsynced := sp.unsynced(); {
+		switch behind, unsynced := sp.serverEnd-sp.written, sp.unsynced(); {
 		case unsynced == 0:
-		case sp.serverEnd-sp.written >= farBehind:
+		case behind >= catchUp && unsynced < catchUp/2:
+		case behind >= farBehind:
 			sp.wakeSyncer()
 		case unsynced < farBehind && c.conn.Ready():
 			// The sync after the next message covers this one too.
