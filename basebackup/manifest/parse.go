@@ -98,11 +98,13 @@ func (s *scanner) next() bool {
 // peek skips white space and answers the next byte, or 0 at the end.
 func (s *scanner) peek() byte {
 	for {
-		s.rest = bytes.TrimLeft(s.rest, " \t\r\n")
-		if len(s.rest) > 0 {
-			return s.rest[0]
+		for i, c := range s.rest {
+			if c != ' ' && c != '\t' && c != '\r' && c != '\n' {
+				s.rest = s.rest[i:]
+				return c
+			}
 		}
-		if !s.next() {
+		if s.rest = nil; !s.next() {
 			return 0
 		}
 	}
@@ -129,10 +131,10 @@ func (s *scanner) expect(c byte) {
 	}
 }
 
-// object calls field with each key, when its value is next.
-func (s *scanner) object(field func(key string)) {
+// object calls field with each key, when its value is next, and answers all keys.
+func (s *scanner) object(field func(key string)) (seen []string) {
 	s.expect('{')
-	var seen []string
+	seen = make([]string, 0, 6) // as many as there can be in a file
 	for more := !s.take('}'); more; {
 		key := s.text()
 		if slices.Contains(seen, key) {
@@ -145,6 +147,7 @@ func (s *scanner) object(field func(key string)) {
 			s.expect('}')
 		}
 	}
+	return seen
 }
 
 // array calls element when one is next.
@@ -253,16 +256,14 @@ func (s *scanner) hex() []byte {
 
 func (s *scanner) manifest() *Manifest {
 	m := new(Manifest)
-	var keys []string
-	var want [sha256.Size]byte
-	s.object(func(key string) {
-		if len(keys) == 0 && key != "PostgreSQL-Backup-Manifest-Version" {
+	var want []byte // the checksum, when it has been seen
+	keys := s.object(func(key string) {
+		if m.Version == 0 && key != "PostgreSQL-Backup-Manifest-Version" {
 			s.fail("found key %q where the manifest's version should be", key)
 		}
-		if slices.Contains(keys, "Manifest-Checksum") {
+		if want != nil {
 			s.fail("key %q comes after the checksum", key)
 		}
-		keys = append(keys, key)
 		switch key {
 		case "PostgreSQL-Backup-Manifest-Version":
 			m.Version = int(s.number(math.MaxInt32))
@@ -276,11 +277,9 @@ func (s *scanner) manifest() *Manifest {
 		case "WAL-Ranges":
 			s.array(func() { m.WAL = append(m.WAL, s.walRange()) })
 		case "Manifest-Checksum":
-			b := s.hex()
-			if len(b) != len(want) {
-				s.fail("the manifest's checksum has %d bytes, not %d", len(b), len(want))
+			if want = s.hex(); len(want) != sha256.Size {
+				s.fail("the manifest's checksum has %d bytes, not %d", len(want), sha256.Size)
 			}
-			want = [sha256.Size]byte(b)
 		default:
 			s.fail("key %q is not known", key)
 		}
@@ -292,7 +291,7 @@ func (s *scanner) manifest() *Manifest {
 	if s.n < 2 {
 		s.fail("it is the only line, and the checksum is that of the lines before the last")
 	}
-	if got := s.sum.Sum(nil); !bytes.Equal(got, want[:]) {
+	if got := s.sum.Sum(nil); !bytes.Equal(got, want) {
 		s.fail("the manifest's checksum is %x, and should be %x by what is in it", want, got)
 	}
 	if slices.Contains(keys, "System-Identifier") != (m.Version > 1) {
@@ -323,9 +322,7 @@ func (s *scanner) files(m *Manifest) {
 
 func (s *scanner) file() File {
 	var f File
-	var keys []string
-	s.object(func(key string) {
-		keys = append(keys, key)
+	keys := s.object(func(key string) {
 		switch key {
 		case "Path":
 			f.Path = s.text()
@@ -362,9 +359,7 @@ func (s *scanner) file() File {
 
 func (s *scanner) walRange() Range {
 	var r Range
-	var keys []string
-	s.object(func(key string) {
-		keys = append(keys, key)
+	keys := s.object(func(key string) {
 		switch key {
 		case "Timeline":
 			r.TLI = wal.TLI(s.number(math.MaxUint32))
