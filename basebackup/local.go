@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"rideau/basebackup/control"
 	"rideau/basebackup/manifest"
@@ -168,10 +169,14 @@ func (l *local) inspectCluster(dir string, names []string) error {
 }
 
 // readManifest answers why the directory is not a backup that nobody has
-// started; "" if it is. Three things prove that: a server that starts renames
-// backup_label (read_backup_label), writes pg_control before it changes any
-// page, and makes postmaster.pid, which stays if it dies. Of them pg_control is
-// the one that nobody puts back by hand.
+// started; "" if it is. A server that starts renames backup_label
+// (read_backup_label), makes postmaster.pid and postmaster.opts, and writes
+// pg_control before it changes any page. Of these pg_control is the one that
+// nobody puts back by hand, and the manifest says when it was written.
+//
+// Its checksum says almost nothing: a pg_control ends with its own CRC-32C, and
+// the CRC-32C of whatever is followed by its own is a constant. All good files of
+// one format have the same.
 func (l *local) readManifest(dir string, names []string) (why string, err error) {
 	if !slices.Contains(names, manifest.Name) {
 		return "it has no backup_manifest", nil
@@ -205,11 +210,18 @@ func (l *local) readManifest(dir string, names []string) (why string, err error)
 	if f := m.Files[i]; !strings.EqualFold(f.Algorithm, "CRC32C") {
 		return "its backup_manifest is not ours: it has no CRC-32C of pg_control", nil
 	} else if f.Size != int64(len(l.controlBytes)) || !bytes.Equal(f.Checksum, sum) {
-		return "its pg_control is not the backup's any more: it was started", nil
+		return "its pg_control is not the backup's", nil
+	} else if d := l.control.Time.Sub(f.ModTime).Abs(); d > controlSlack {
+		return "its pg_control was written at another time than the backup's: it was started", nil
 	}
 	l.manifest = m
 	return "", nil
 }
+
+// controlSlack is how far apart the time in pg_control (time(), before it is
+// written) and the time of its file's change (the file system's, to the second
+// in a manifest) can be for one and the same write.
+const controlSlack = time.Second
 
 // readHistories reads the history files of a pg_wal. One that cannot be read is
 // as good as none: it proves nothing.

@@ -163,6 +163,21 @@ func Fdatasync(f *os.File) error {
 	return nil
 }
 
+// SyncFS puts on disk all that was written to the file system of dir: for many
+// files at once, of which to sync each would cost a commit of the journal each.
+// What others write there it waits for too.
+func SyncFS(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := syncFS(f); err != nil {
+		return pathError("syncfs", f, err)
+	}
+	return nil
+}
+
 // Preallocate makes f at least size bytes long and the space its own, so that
 // a later write within size does not fail for want of room. New bytes read as
 // zeros; those that are there are not touched. When there is no room (ENOSPC,

@@ -35,3 +35,6 @@ func control(f *os.File, op func(fd int) error) error {
 	}
 	return result
 }
+
+// syncFS is syncfs(2). It reports errors of writing back since Linux 5.8.
+func syncFS(dir *os.File) error { return control(dir, unix.Syncfs) }

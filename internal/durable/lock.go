@@ -32,12 +32,7 @@ func LockDir(dir string) (*Lock, error) {
 	if err != nil {
 		return nil, err
 	}
-	for {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if !errors.Is(err, unix.EINTR) {
-			break
-		}
-	}
+	err = flock(f)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		text, _ := io.ReadAll(io.LimitReader(f, 32))
 		pid, _ := strconv.Atoi(strings.TrimSpace(string(text))) // 0 when it makes no sense
@@ -53,6 +48,34 @@ func LockDir(dir string) (*Lock, error) {
 	f.Truncate(0)
 	f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	return &Lock{f: f}, nil
+}
+
+// HoldDir takes dir as LockDir does, by another lock that leaves no file in it:
+// for a directory whose every file means something to somebody else. It cannot
+// say who has it.
+func HoldDir(dir string) (*Lock, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	err = flock(f)
+	if err == nil {
+		return &Lock{f: f}, nil
+	}
+	f.Close()
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, &LockedError{Dir: dir}
+	}
+	return nil, fmt.Errorf("could not lock directory %q: %w", dir, err)
+}
+
+func flock(f *os.File) error {
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
 }
 
 // Close gives the directory free.

@@ -1,0 +1,359 @@
+package basebackup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"rideau/basebackup/manifest"
+	"rideau/basebackup/page"
+	"rideau/basebackup/summary"
+	"rideau/basebackup/walsave"
+	"rideau/wal"
+)
+
+// choose asks the ladder, and makes the state that says that DIR is under way.
+func (b *backup) choose(ctx context.Context, reader *walsave.ConnReader) error {
+	var init stateInit
+	var why string
+	var tries []attempt
+	var err error
+	if b.local.kind == localInterrupted {
+		if b.state, err = openState(b.cfg.Dir); err != nil {
+			return err
+		}
+		init, tries = b.state.init, b.state.attempts()
+		if init.ExtentSize != extentSize {
+			return &stateError{Path: filepath.Join(b.cfg.Dir, stateDir, stateFile),
+				Err: fmt.Errorf("its extents are of %d bytes, and this program's of %d", init.ExtentSize, extentSize)}
+		}
+	} else {
+		init, why = b.local.standing()
+	}
+	server, err := b.ladderServer(ctx, reader)
+	if err != nil {
+		return err
+	}
+	if b.plan, err = choose(init, why, tries, server); err != nil {
+		return err
+	}
+	if b.plan.base.kind == newerPages || b.plan.journal.kind == newerPages {
+		if server.summaries, err = b.summaryNames(ctx, reader); err != nil {
+			return err
+		}
+		if b.plan, err = choose(init, why, tries, server); err != nil {
+			return err
+		}
+	}
+	if err := b.readSummaries(ctx, reader); err != nil {
+		return err
+	}
+	if b.local.kind == localInterrupted {
+		text, err := b.state.saved(oldManifest)
+		if err != nil {
+			return err
+		}
+		if b.baseFiles, err = sizes(text); err != nil {
+			return err
+		}
+	} else {
+		if b.local.manifest != nil && b.local.kind == localComplete {
+			b.baseFiles = make(map[string]int64, len(b.local.manifest.Files))
+			for _, f := range b.local.manifest.Files {
+				b.baseFiles[f.Path] = f.Size
+			}
+		}
+		init.SystemID, init.Major, init.CatalogVersion = b.facts.systemID, b.facts.major, b.facts.catalog
+		init.ExtentSize, init.Base = extentSize, b.plan.onward(init.Base)
+		init.Tablespaces = map[string]string{}
+		for _, p := range b.places {
+			init.Tablespaces[p.space.location] = p.local
+		}
+		old := map[string][]byte{}
+		if b.local.controlBytes != nil {
+			old[oldControl] = b.local.controlBytes
+		}
+		if b.baseFiles != nil {
+			old[oldManifest] = b.local.manifestBytes
+		}
+		if b.state, err = createState(b.cfg.Dir, init, old); err != nil {
+			return err
+		}
+	}
+	return b.state.addAttempt(attempt{Start: b.start.LSN, TLI: b.start.TLI, Time: time.Now().UTC(),
+		History: server.history.Format(), Server: server.identity, Checksums: b.facts.checksums})
+}
+
+// sizes are those of the files of a manifest.
+func sizes(text []byte) (map[string]int64, error) {
+	if text == nil {
+		return nil, nil
+	}
+	m, err := manifest.Parse(strings.NewReader(string(text)))
+	if err != nil {
+		return nil, err
+	}
+	files := make(map[string]int64, len(m.Files))
+	for _, f := range m.Files {
+		files[f.Path] = f.Size
+	}
+	return files, nil
+}
+
+// ladderServer asks the server what the ladder wants to know.
+func (b *backup) ladderServer(ctx context.Context, reader *walsave.ConnReader) (*ladderServer, error) {
+	f := b.facts
+	s := &ladderServer{systemID: f.systemID, major: f.major, catalog: f.catalog, recovery: f.recovery, checksums: f.checksums, start: b.start.LSN}
+	text := ""
+	if b.start.TLI > 1 {
+		raw, err := reader.ReadFile(ctx, fmt.Sprintf("pg_wal/%08X.history", uint32(b.start.TLI)), 0, 1<<20)
+		if err != nil {
+			return nil, &FileError{Server: f.server, Path: fmt.Sprintf("pg_wal/%08X.history", uint32(b.start.TLI)), Err: err}
+		}
+		text = string(raw)
+	}
+	var err error
+	if s.history, err = wal.ParseHistory(b.start.TLI, text); err != nil {
+		return nil, err
+	}
+	reach := "pg_current_wal_flush_lsn()"
+	if f.recovery {
+		reach = "(SELECT min_recovery_end_lsn FROM pg_control_recovery())"
+	}
+	r, err := b.control.row(ctx, "SELECT "+reach+", extract(epoch FROM change)::int8 FROM pg_stat_file('PG_VERSION', true)")
+	if err != nil {
+		return nil, err
+	}
+	if s.reach, err = wal.ParseLSN(r[0]); err != nil {
+		return nil, err
+	}
+	s.identity = r[1]
+	return s, nil
+}
+
+// summaryWait is how long the server's summarizer may take to reach the start of
+// the backup; it works as WAL is written, so it is seldom far behind.
+const summaryWait = 30 * time.Second
+
+// summaryNames lists the server's WAL summaries, once they reach the start of
+// this backup. None if it makes none, or does not come so far in time.
+func (b *backup) summaryNames(ctx context.Context, reader *walsave.ConnReader) ([]summary.Name, error) {
+	if b.facts.major < 17 || !b.facts.summarizes {
+		return nil, nil
+	}
+	b.phase(WaitingSummaries, "")
+	for end := time.Now().Add(summaryWait); ; {
+		r, err := b.control.row(ctx, fmt.Sprintf("SELECT summarized_lsn >= '%s' FROM pg_get_wal_summarizer_state()", b.start.LSN))
+		if err != nil {
+			return nil, err
+		}
+		if r[0] == "t" {
+			break
+		}
+		if time.Now().After(end) {
+			b.log.Info("WAL summaries do not reach the start of the backup; looking at pages' LSNs instead")
+			return nil, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	names, err := reader.ReadDir(ctx, "pg_wal/summaries")
+	if err != nil {
+		return nil, err
+	}
+	var out []summary.Name
+	for _, n := range names {
+		if name, ok := summary.ParseName(n); ok {
+			out = append(out, name)
+		}
+	}
+	return out, nil
+}
+
+// readSummaries reads those that the plan needs. One that is gone by now, or
+// damaged, only costs the rung.
+func (b *backup) readSummaries(ctx context.Context, reader *walsave.ConnReader) error {
+	if len(b.plan.summaries) == 0 {
+		return nil
+	}
+	b.changes = &summary.Table{}
+	for _, n := range b.plan.summaries {
+		err := b.changes.Add(&remoteFile{ctx: ctx, reader: reader, path: "pg_wal/summaries/" + n.String()})
+		var corrupt *summary.CorruptError
+		switch {
+		case err == nil:
+			continue
+		case !errors.As(err, &corrupt) && !errors.Is(err, fs.ErrNotExist):
+			return err
+		}
+		b.warn(fmt.Sprintf("could not use WAL summary %s: %v; looking at pages' LSNs instead", n, err))
+		b.changes, b.plan.summaries = nil, nil
+		for _, r := range []*rung{&b.plan.base, &b.plan.journal} {
+			if r.kind == listed {
+				r.kind = newerPages
+			}
+		}
+		return nil
+	}
+	return nil
+}
+
+// A remoteFile reads a file of the server's from its beginning to its end.
+type remoteFile struct {
+	ctx    context.Context
+	reader *walsave.ConnReader
+	path   string
+	off    int64
+	buf    []byte
+}
+
+func (r *remoteFile) Read(p []byte) (int, error) {
+	if len(r.buf) == 0 {
+		b, err := r.reader.ReadFile(r.ctx, r.path, r.off, 1<<20)
+		if err != nil {
+			return 0, err
+		}
+		if len(b) == 0 {
+			return 0, io.EOF
+		}
+		r.off += int64(len(b))
+		r.buf = slices.Clone(b)
+	}
+	n := copy(p, r.buf)
+	r.buf = r.buf[n:]
+	return n, nil
+}
+
+// survey finds out of which main forks DIR has something that the base's rung
+// may be used for. All others are made void before anything is written to them:
+// a later attempt must not take half of a new file for the base's.
+func (b *backup) survey() error {
+	if b.plan.base.kind == everything {
+		return nil
+	}
+	var void []string
+	for _, f := range b.listing.files {
+		if f.kind != mainFork || b.state.void(f.path) {
+			continue
+		}
+		info, err := os.Lstat(filepath.Join(b.cfg.Dir, filepath.FromSlash(f.path)))
+		ok := err == nil && info.Mode().IsRegular()
+		if ok && b.baseFiles != nil {
+			size, has := b.baseFiles[f.path]
+			ok = has && size == info.Size()
+		}
+		f.base = ok
+		if !ok {
+			void = append(void, f.path)
+		}
+	}
+	// What the journal says of such a file is its own: it is of a new file.
+	void = slices.DeleteFunc(void, func(p string) bool {
+		_, _, ok := b.state.known(p, 0)
+		return ok
+	})
+	return b.state.forget(void...)
+}
+
+// how is the copier's question: how is this extent to be copied?
+func (b *backup) how(f *file, extent int, off, n int64) (method, wal.LSN, []uint32) {
+	if f.kind != mainFork {
+		return whole, 0, nil
+	}
+	b.stateMu.Lock()
+	since, length, known := b.state.known(f.path, extent)
+	b.stateMu.Unlock()
+	r := rung{kind: everything}
+	switch {
+	case known && length == n:
+		r = rung{kind: b.plan.journal.kind, since: since}
+	case f.base:
+		r = b.plan.base
+	}
+	switch r.kind {
+	case different:
+		return digests, 0, nil
+	case newerPages:
+		return newer, r.since, nil
+	case listed:
+		return b.listedBlocks(f, off, n)
+	}
+	return whole, 0, nil
+}
+
+// listedBlocks are those of an extent that WAL summaries list.
+func (b *backup) listedBlocks(f *file, off, n int64) (method, wal.LSN, []uint32) {
+	fork, ok := forkOf(f.path)
+	if !ok {
+		return whole, 0, nil
+	}
+	c := b.changes.Lookup(fork)
+	inFork := f.segno * uint32(b.facts.segment)
+	first := inFork + uint32(off/page.Size)
+	last := first + uint32((n+page.Size-1)/page.Size)
+	var picks []uint32
+	for block := range c.Blocks(first, last) {
+		picks = append(picks, block-inFork)
+	}
+	return picked, 0, picks
+}
+
+// The tablespaces that have no link (src/include/catalog/pg_tablespace.dat).
+const (
+	defaultTablespace = 1663
+	globalTablespace  = 1664
+)
+
+// forkOf is the main fork that a file is of, as WAL summaries name it.
+func forkOf(path string) (summary.Fork, bool) {
+	dir, rel, _, _, ok := relationFile(path)
+	if !ok {
+		return summary.Fork{}, false
+	}
+	n, _ := number(rel)
+	f := summary.Fork{Relation: n}
+	parts := strings.Split(dir, "/")
+	switch parts[0] {
+	case "global":
+		f.Tablespace = globalTablespace
+	case "base":
+		f.Tablespace = defaultTablespace
+		f.Database, _ = number(parts[1])
+	default:
+		f.Tablespace, _ = number(parts[1])
+		f.Database, _ = number(parts[3])
+	}
+	return f, true
+}
+
+// method and reason are for the report.
+func (b *backup) method() string {
+	kinds := map[string]bool{}
+	if b.plan.journal != (rung{}) {
+		kinds[b.plan.journal.kind.String()] = true
+	}
+	if b.plan.base.kind != everything || len(kinds) == 0 {
+		kinds[b.plan.base.kind.String()] = true
+	}
+	return strings.Join(slices.Sorted(maps.Keys(kinds)), ", ")
+}
+
+// percent is for application_name.
+func percent(done, total int64) string {
+	if total <= 0 {
+		return ""
+	}
+	return strconv.FormatInt(min(100, done*100/total), 10) + " %"
+}

@@ -1,0 +1,800 @@
+package basebackup
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"rideau/basebackup/manifest"
+	"rideau/basebackup/page"
+	"rideau/wal"
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// Small files share a statement: so many of them, or so many bytes.
+const (
+	packFiles = 400
+	packBytes = 4 << 20
+)
+
+// maxTries is how often a chunk with a page that looks wrong is read before it
+// is taken as it is.
+const maxTries = 5
+
+// A task is one extent of a file.
+type task struct {
+	file   *file
+	extent int
+	off    int64
+	n      int64
+	how    method
+	since  wal.LSN
+	picks  []uint32 // for picked: pages within the file, ascending
+	fd     *os.File // open from when it is asked for until it is done
+	crcs   []uint32 // of its chunks
+	left   int      // chunks that are not done
+	bytes  int64    // of those that are
+}
+
+// A sum is what is known of a file of several extents while they are copied by
+// several workers.
+type sum struct {
+	left     atomic.Int32
+	vanished atomic.Bool
+	crcs     []uint32 // of its extents
+	size     int64    // if it was found to be another than was listed
+}
+
+// A copier copies the files of a listing.
+type copier struct {
+	dir       string
+	mode      fs.FileMode // of files
+	umask     fs.FileMode
+	d         *dialer
+	f         *facts
+	checksums bool
+	how       func(f *file, extent int, off, n int64) (how method, since wal.LSN, picks []uint32)
+	limit     *limiter
+	wrap      func(string) string
+	decode    func(dst, src []byte, n int) ([]byte, error)
+
+	// done is told of each file once: vanished, or with its CRC and size.
+	// copied is told of each extent of a main fork that is written.
+	done   func(f *file, vanished bool, size int64, crc uint32) error
+	copied func(t *task)
+
+	queue queue
+	shift *manifest.Shift // by an extent
+	chunk *manifest.Shift // by a chunk
+
+	totalFiles int
+	totalBytes int64
+
+	bytes, received, written atomic.Int64
+	filesDone                atomic.Int64
+	vanishedFiles            atomic.Int64
+
+	mu        sync.Mutex
+	corrupt   []CorruptPage
+	corrupted int
+}
+
+// A queue hands out tasks: large files first, an extent at a time, so that the
+// workers end together; then the small ones, in the order of the listing.
+type queue struct {
+	mu     sync.Mutex
+	large  []*file
+	small  []*file
+	extent int // the next, of large[0]
+	again  []*task
+}
+
+func (q *queue) fill(files []*file) {
+	for _, f := range files {
+		if f.size > packBytes/4 {
+			q.large = append(q.large, f)
+		} else {
+			q.small = append(q.small, f)
+		}
+	}
+	slices.SortStableFunc(q.large, func(a, b *file) int { return cmp.Compare(b.size, a.size) })
+}
+
+// take gives the tasks of one statement; none when all are taken.
+func (q *queue) take() []*task {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.again) > 0 {
+		t := q.again[0]
+		q.again = q.again[1:]
+		return []*task{t}
+	}
+	if len(q.large) > 0 {
+		f := q.large[0]
+		if f.sum == nil {
+			f.sum = &sum{crcs: make([]uint32, extents(f.size)), size: -1}
+			f.sum.left.Store(int32(extents(f.size)))
+		}
+		t := &task{file: f, extent: q.extent, off: int64(q.extent) * extentSize}
+		t.n = min(extentSize, f.size-t.off)
+		if q.extent++; q.extent == extents(f.size) {
+			q.large, q.extent = q.large[1:], 0
+		}
+		return []*task{t}
+	}
+	var pack []*task
+	var n int64
+	for len(q.small) > 0 && len(pack) < packFiles && n < packBytes {
+		f := q.small[0]
+		q.small = q.small[1:]
+		f.sum = &sum{crcs: make([]uint32, 1), size: -1}
+		f.sum.left.Store(1)
+		pack = append(pack, &task{file: f, n: f.size})
+		n += f.size
+	}
+	return pack
+}
+
+// giveBack returns tasks that a lost connection left undone.
+func (q *queue) giveBack(tasks []*task) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.again = append(q.again, tasks...)
+}
+
+func extents(size int64) int { return max(1, int((size+extentSize-1)/extentSize)) }
+
+// run copies everything with so many workers.
+func (c *copier) run(ctx context.Context, jobs int) error {
+	c.shift, c.chunk = manifest.NewShift(extentSize), manifest.NewShift(chunkSize)
+	g, ctx := errgroup.WithContext(ctx)
+	for range jobs {
+		g.Go(func() error { return c.worker(ctx) })
+	}
+	return g.Wait()
+}
+
+// patience is for how long a worker tries to get its connection back while
+// nobody else ends the backup.
+const patience = time.Minute
+
+// worker copies until there is nothing left. A connection that is lost is made
+// again: only the control session is precious.
+func (c *copier) worker(ctx context.Context) error {
+	var failing time.Time
+	delay := 50 * time.Millisecond
+	for {
+		before := c.received.Load()
+		w := &worker{c: c, ctx: ctx, buf: make([]byte, chunkSize), local: make([]byte, chunkSize)}
+		err := w.run()
+		w.close()
+		if err == nil || ctx.Err() != nil || !lost(err) && !errors.As(err, new(*ConnectError)) {
+			return err
+		}
+		var refused *ConnectError
+		if errors.As(err, &refused) && !lost(refused.Err) {
+			return err
+		}
+		now := time.Now()
+		if c.received.Load() > before || failing.IsZero() {
+			failing, delay = now, 50*time.Millisecond
+		}
+		if now.Sub(failing) > patience {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(delay):
+			delay = min(2*delay, 5*time.Second)
+		}
+	}
+}
+
+// A worker is one connection's.
+type worker struct {
+	c      *copier
+	ctx    context.Context
+	s      *stream
+	buf    []byte // the chunk, as it will be on disk
+	local  []byte // what was there, or what was sent
+	blocks []byte
+	mine   []*task // taken, not yet done
+	flight []flight
+	seen   int64
+}
+
+// A flight is a statement whose answer has not been read.
+type flight struct {
+	method method
+	reqs   []*request
+}
+
+// ahead is how many statements are sent before the answer to the first is read,
+// so that the server never waits for us to ask.
+const ahead = 2
+
+func (w *worker) run() error {
+	s, err := w.c.d.stream(w.ctx)
+	if err != nil {
+		return err
+	}
+	w.s = s
+	stop := context.AfterFunc(w.ctx, func() { s.conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	err = w.loop()
+	if err != nil && w.ctx.Err() != nil {
+		return w.ctx.Err()
+	}
+	return err
+}
+
+func (w *worker) loop() error {
+	for {
+		for len(w.flight) < ahead {
+			tasks := w.c.queue.take()
+			if len(tasks) == 0 {
+				break
+			}
+			w.mine = append(w.mine, tasks...)
+			reqs, err := w.requests(tasks)
+			if err != nil {
+				return err
+			}
+			if err := w.ask(reqs); err != nil {
+				return err
+			}
+		}
+		if len(w.flight) == 0 {
+			return nil
+		}
+		f := w.flight[0]
+		w.flight = w.flight[1:]
+		again, err := w.answer(f)
+		if err != nil {
+			return err
+		}
+		if err := w.ask(again); err != nil {
+			return err
+		}
+	}
+}
+
+func (w *worker) close() {
+	if w.s != nil {
+		w.s.Close()
+	}
+	var undone []*task
+	for _, t := range w.mine {
+		if t.fd != nil {
+			t.fd.Close()
+			t.fd = nil
+		}
+		if t.left > 0 || t.crcs == nil {
+			w.c.bytes.Add(-t.bytes)
+			t.crcs, t.bytes = nil, 0
+			undone = append(undone, t)
+		}
+	}
+	w.c.queue.giveBack(undone)
+}
+
+// requests splits tasks into chunks, each with the method that suits it.
+func (w *worker) requests(tasks []*task) ([]*request, error) {
+	var reqs []*request
+	for _, t := range tasks {
+		chunks := int((t.n + chunkSize - 1) / chunkSize)
+		if chunks == 0 {
+			chunks = 1 // to see that it is there
+		}
+		t.how, t.since, t.picks = w.c.how(t.file, t.extent, t.off, t.n)
+		if t.n == 0 {
+			t.how = whole
+		}
+		t.crcs, t.left = make([]uint32, chunks), chunks
+		picks := t.picks
+		for i := range chunks {
+			off := t.off + int64(i)*chunkSize
+			r := &request{task: t, method: t.how, off: off, n: int(min(chunkSize, t.off+t.n-off)), since: t.since}
+			if t.how == picked {
+				first := uint32(off / page.Size)
+				for len(picks) > 0 && picks[0] < first+chunkSize/page.Size {
+					r.blocks = append(r.blocks, uint16(picks[0]-first))
+					picks = picks[1:]
+				}
+				if len(r.blocks) == 0 {
+					ok, err := w.unchanged(r)
+					if err != nil {
+						return nil, err
+					}
+					if ok {
+						continue
+					}
+				}
+			}
+			reqs = append(reqs, r)
+		}
+	}
+	return reqs, nil
+}
+
+// unchanged settles a chunk of which nothing need travel. If what we have is
+// not as it should be, all of the chunk is asked for instead.
+func (w *worker) unchanged(r *request) (bool, error) {
+	ok, err := w.load(r)
+	if err != nil || !ok {
+		r.method = whole
+		return false, err
+	}
+	again, err := w.settle(r, nil)
+	if again != nil {
+		*r = *again
+		return false, err
+	}
+	return true, err
+}
+
+// ask sends a statement for the requests of each method among reqs.
+func (w *worker) ask(reqs []*request) error {
+	for len(reqs) > 0 {
+		m := reqs[0].method
+		var same, others []*request
+		for _, r := range reqs {
+			if r.method == m {
+				same = append(same, r)
+			} else {
+				others = append(others, r)
+			}
+		}
+		if err := w.s.query(statement(m, same, w.c.wrap)); err != nil {
+			return err
+		}
+		w.flight = append(w.flight, flight{m, same})
+		reqs = others
+	}
+	return nil
+}
+
+// answer reads the rows of a statement, and returns what must be asked for
+// next.
+func (w *worker) answer(f flight) (again []*request, err error) {
+	if err := w.s.begin(); err != nil {
+		return nil, w.about(f.reqs, err)
+	}
+	for i := 0; ; i++ {
+		_, ok, err := w.s.tuple()
+		if err != nil {
+			return nil, w.about(f.reqs[min(i, len(f.reqs)-1):], err)
+		}
+		if !ok {
+			if i != len(f.reqs) {
+				return nil, fmt.Errorf("server answered %d of %d questions", i, len(f.reqs))
+			}
+			return again, nil
+		}
+		n, _, err := w.s.integer()
+		if err != nil {
+			return nil, err
+		}
+		if n != int64(i)+1 || i >= len(f.reqs) {
+			return nil, fmt.Errorf("server answered question %d where %d was next", n, i+1)
+		}
+		r, err := w.row(f.reqs[i])
+		if err != nil {
+			return nil, err
+		}
+		if r != nil {
+			again = append(again, r)
+		}
+		got := w.s.read - w.seen
+		w.seen = w.s.read
+		w.c.received.Add(got)
+		if err := w.c.limit.take(w.ctx, got); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// about says which file an error of the server's is about, as near as can be
+// known.
+func (w *worker) about(reqs []*request, err error) error {
+	if lost(err) || len(reqs) == 0 {
+		return err
+	}
+	return &FileError{Server: w.c.d.String(), Path: reqs[0].task.file.path, Err: err}
+}
+
+// data reads the last field of a row, a bytea of at most n bytes once it is
+// decompressed, into dst. Compressed, its length comes before it.
+func (w *worker) data(dst []byte, n int) (b []byte, null bool, err error) {
+	if w.c.wrap == nil {
+		return w.s.bytes(dst[:n])
+	}
+	size, null, err := w.s.integer()
+	if err != nil || null {
+		_, _, err2 := w.s.bytes(nil)
+		return nil, true, errors.Join(err, err2)
+	}
+	if size > int64(n) {
+		return nil, false, fmt.Errorf("server sent %d bytes where at most %d were asked for", size, n)
+	}
+	packed, err := w.s.length()
+	if err != nil || packed < 0 {
+		return nil, true, err
+	}
+	if packed > 2*chunkSize {
+		return nil, false, fmt.Errorf("server sent %d bytes for %d", packed, size)
+	}
+	if cap(w.blocks) < packed {
+		w.blocks = make([]byte, packed)
+	}
+	w.blocks = w.blocks[:packed]
+	if err := w.s.full(w.blocks); err != nil {
+		return nil, false, err
+	}
+	b, err = w.c.decode(dst[:0], w.blocks, int(size))
+	if err == nil && len(b) != int(size) {
+		err = fmt.Errorf("server's compressed data holds %d bytes, not %d", len(b), size)
+	}
+	return b, false, err
+}
+
+// row takes the answer to r, and returns what must be asked for next, if
+// anything.
+func (w *worker) row(r *request) (again *request, err error) {
+	if r.method == whole {
+		want := r.ask()
+		b, null, err := w.data(w.local, want)
+		switch {
+		case err != nil:
+			return nil, err
+		case null:
+			return nil, w.vanish(r)
+		}
+		if want > r.n || r.task.file.kind == plain && r.task.file.size <= chunkSize {
+			r.n = len(b) // a small file, as it is now
+			r.task.file.sum.size = int64(len(b))
+		}
+		copy(w.buf, b)
+		// Shrunk since it was listed: the WAL that shrank it is replayed.
+		clear(w.buf[len(b):r.n])
+		return w.settle(r, nil)
+	}
+
+	size, null, err := w.s.integer()
+	if err != nil {
+		return nil, err
+	}
+	var blocks []uint16
+	switch r.method {
+	case newer:
+		b, _, err := w.s.bytes(w.local[:chunkSize/page.Size*2])
+		if err != nil {
+			return nil, err
+		}
+		if blocks, err = parseBlocks(b, chunkSize/page.Size); err != nil {
+			return nil, err
+		}
+	case picked:
+		blocks = r.blocks
+	case digests:
+		b, _, err := w.s.bytes(w.local)
+		if err != nil {
+			return nil, err
+		}
+		if null {
+			return nil, w.vanish(r)
+		}
+		return w.compare(r, int(size), b)
+	}
+	data, _, err := w.data(w.local, chunkSize)
+	switch {
+	case err != nil:
+		return nil, err
+	case null:
+		return nil, w.vanish(r)
+	case size < int64(r.n):
+		return w.instead(r), nil // it shrank
+	}
+	ok, err := w.load(r)
+	if err != nil || !ok {
+		return w.instead(r), err
+	}
+	for i, n := range blocks {
+		at := int(n) * page.Size
+		if at >= r.n {
+			break // it has grown
+		}
+		end := min(at+page.Size, r.n)
+		if len(data) < i*page.Size+end-at {
+			return nil, fmt.Errorf("server sent %d bytes for %d pages", len(data), len(blocks))
+		}
+		copy(w.buf[at:end], data[i*page.Size:])
+	}
+	return w.settle(r, blocks)
+}
+
+// instead asks for all of the chunk where sparing did not work out.
+func (w *worker) instead(r *request) *request {
+	again := *r
+	again.method, again.blocks = whole, nil
+	return &again
+}
+
+// load reads what we have of the chunk into buf; not ok if that is not all.
+func (w *worker) load(r *request) (ok bool, err error) {
+	if err := w.open(r.task); err != nil {
+		return false, err
+	}
+	n, err := r.task.fd.ReadAt(w.buf[:r.n], r.off)
+	if errors.Is(err, io.EOF) {
+		return n == r.n, nil
+	}
+	return err == nil, err
+}
+
+// compare finds the pages that differ from ours, and asks for them.
+func (w *worker) compare(r *request, size int, theirs []byte) (*request, error) {
+	pages := (r.n + page.Size - 1) / page.Size
+	if size < r.n || len(theirs) < pages*digestLen {
+		return w.instead(r), nil
+	}
+	ok, err := w.load(r)
+	if err != nil || !ok {
+		return w.instead(r), err
+	}
+	again := *r
+	again.method, again.blocks = picked, nil
+	for i := range pages {
+		ours := sha256.Sum256(w.buf[i*page.Size : min((i+1)*page.Size, r.n)])
+		if string(ours[:digestLen]) != string(theirs[i*digestLen:(i+1)*digestLen]) {
+			again.blocks = append(again.blocks, uint16(i))
+		}
+	}
+	if len(again.blocks) == 0 {
+		return w.settle(r, []uint16{})
+	}
+	return &again, nil
+}
+
+// settle checks the chunk in buf, writes of it what is new, and counts it as
+// done. blocks are the pages that came from the server, nil: all, if r.method
+// is whole. A page that looks wrong makes it ask again instead.
+func (w *worker) settle(r *request, blocks []uint16) (again *request, err error) {
+	c, t := w.c, r.task
+	content := w.buf[:r.n]
+	if t.file.kind == mainFork || t.file.kind == sideFork {
+		if suspects := w.check(r, content); suspects != nil {
+			again := w.instead(r)
+			again.seen, again.tries = suspects, r.tries+1
+			return again, nil
+		}
+	}
+	t.crcs[(r.off-t.off)/chunkSize] = crc32.Checksum(content, castagnoli)
+	if err := w.open(t); err != nil {
+		return nil, err
+	}
+	if r.method == whole {
+		if _, err := t.fd.WriteAt(content, r.off); err != nil {
+			return nil, err
+		}
+		c.written.Add(int64(len(content)))
+	}
+	for i := 0; r.method != whole && i < len(blocks); {
+		// Runs of pages are written at once.
+		j := i + 1
+		for j < len(blocks) && blocks[j] == blocks[j-1]+1 {
+			j++
+		}
+		at, end := int(blocks[i])*page.Size, min((int(blocks[j-1])+1)*page.Size, r.n)
+		i = j
+		if at >= end {
+			continue
+		}
+		if _, err := t.fd.WriteAt(content[at:end], r.off+int64(at)); err != nil {
+			return nil, err
+		}
+		c.written.Add(int64(end - at))
+	}
+	w.count(r)
+	if t.left--; t.left > 0 {
+		return nil, nil
+	}
+	return nil, w.finish(t)
+}
+
+// check looks at every page of the chunk. What looks wrong is returned, to be
+// read again; unless it has been the same before, in which case it is damaged on
+// the server, and reported.
+func (w *worker) check(r *request, content []byte) (suspects []suspectPage) {
+	var damaged []CorruptPage
+	first := uint32(r.task.file.segno)*uint32(w.c.f.segment) + uint32(r.off/page.Size)
+	for i := 0; i*page.Size < len(content); i++ {
+		p := content[i*page.Size : min((i+1)*page.Size, len(content))]
+		if len(p) < page.Size {
+			continue // a file that was being extended; replay completes it
+		}
+		if page.Check(p, first+uint32(i), w.c.checksums) {
+			continue
+		}
+		if r.method == whole && r.tries > 0 {
+			k := slices.IndexFunc(r.seen, func(s suspectPage) bool { return s.index == i })
+			same := k >= 0 && string(r.seen[k].bytes[:]) == string(p)
+			if same || r.tries >= maxTries {
+				fault := page.Explain(p, first+uint32(i), w.c.checksums)
+				damaged = append(damaged, CorruptPage{Path: r.task.file.path, Block: first + uint32(i), Detail: fault.String()})
+				continue
+			}
+		}
+		s := suspectPage{index: i}
+		copy(s.bytes[:], p)
+		suspects = append(suspects, s)
+	}
+	if suspects == nil && damaged != nil {
+		w.c.report(damaged)
+	}
+	return suspects
+}
+
+// maxCorrupt bounds the list of damaged pages, not their number.
+const maxCorrupt = 1000
+
+func (c *copier) report(damaged []CorruptPage) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.corrupted += len(damaged)
+	c.corrupt = append(c.corrupt, damaged[:min(len(damaged), maxCorrupt-len(c.corrupt))]...)
+}
+
+func (w *worker) open(t *task) error {
+	if t.fd != nil {
+		return nil
+	}
+	f, err := w.c.create(t.file.path)
+	t.fd = f
+	return err
+}
+
+// create opens a file of the copy for reading and writing.
+func (c *copier) create(path string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(c.dir, filepath.FromSlash(path)), os.O_RDWR|os.O_CREATE, c.mode)
+	if err == nil && c.umask&c.mode != 0 {
+		err = f.Chmod(c.mode)
+	}
+	return f, err
+}
+
+// finish ends a task whose chunks are all done, and its file if it is the last.
+func (w *worker) finish(t *task) error {
+	w.drop(t)
+	f := t.file
+	f.sum.crcs[t.extent] = w.combine(t.crcs, t.n)
+	last := f.sum.left.Add(-1) == 0
+	size := f.size
+	if f.sum.size >= 0 {
+		size = f.sum.size
+	}
+	if last {
+		// What it had before may have been longer.
+		if err := t.fd.Truncate(size); err != nil {
+			return err
+		}
+	}
+	err := t.fd.Close()
+	t.fd = nil
+	if err != nil {
+		return err
+	}
+	if f.kind == mainFork && !f.sum.vanished.Load() {
+		w.c.copied(t)
+	}
+	if !last {
+		return nil
+	}
+	crc := f.sum.crcs[0]
+	for i := 1; i < len(f.sum.crcs); i++ {
+		if n := min(extentSize, f.size-int64(i)*extentSize); n == extentSize {
+			crc = w.c.shift.Combine(crc, f.sum.crcs[i])
+		} else {
+			crc = manifest.CombineCRC(crc, f.sum.crcs[i], n)
+		}
+	}
+	vanished := f.sum.vanished.Load()
+	if vanished {
+		w.c.vanishedFiles.Add(1)
+		if err := os.Remove(filepath.Join(w.c.dir, filepath.FromSlash(f.path))); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	f.sum = nil
+	w.c.filesDone.Add(1)
+	return w.c.done(f, vanished, size, crc)
+}
+
+// combine makes one CRC of those of a task's chunks; n is their length.
+func (w *worker) combine(crcs []uint32, n int64) uint32 {
+	crc := crcs[0]
+	for i := 1; i < len(crcs); i++ {
+		if left := n - int64(i)*chunkSize; left >= chunkSize {
+			crc = w.c.chunk.Combine(crc, crcs[i])
+		} else {
+			crc = manifest.CombineCRC(crc, crcs[i], left)
+		}
+	}
+	return crc
+}
+
+// vanish counts a chunk of a file that is no longer there as done.
+func (w *worker) vanish(r *request) error {
+	t := r.task
+	t.file.sum.vanished.Store(true)
+	w.count(r)
+	if t.left--; t.left > 0 {
+		return nil
+	}
+	if err := w.open(t); err != nil { // finish removes it
+		return err
+	}
+	return w.finish(t)
+}
+
+// count counts a chunk as done.
+func (w *worker) count(r *request) {
+	w.c.bytes.Add(int64(r.n))
+	r.task.bytes += int64(r.n)
+}
+
+// drop forgets a task that is done.
+func (w *worker) drop(t *task) {
+	if i := slices.Index(w.mine, t); i >= 0 {
+		w.mine[i] = w.mine[len(w.mine)-1]
+		w.mine = w.mine[:len(w.mine)-1]
+	}
+}
+
+// A limiter lets so many bytes a second pass. Nil lets all.
+type limiter struct {
+	rate int64
+	mu   sync.Mutex
+	next time.Time
+}
+
+// take waits until n bytes may have passed.
+func (l *limiter) take(ctx context.Context, n int64) error {
+	if l == nil {
+		return nil
+	}
+	l.mu.Lock()
+	now := time.Now()
+	if l.next.Before(now) {
+		l.next = now
+	}
+	l.next = l.next.Add(time.Duration(float64(n) / float64(l.rate) * float64(time.Second)))
+	wait := time.Until(l.next)
+	l.mu.Unlock()
+	if wait < time.Millisecond {
+		return nil
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}

@@ -1,0 +1,7 @@
+//go:build unix && !linux
+
+package basebackup
+
+import "syscall"
+
+func changeTime(st *syscall.Stat_t) int64 { return int64(st.Ctimespec.Sec) }
