@@ -340,16 +340,14 @@ func testSave(t *testing.T, primary, server *pgtest.Server, kind, archived strin
 		if !onPrimary {
 			// Nobody switches, so of the last segment there is only what a relay
 			// would have of it.
-			var once sync.Once
 			on = func(s Status) {
-				if !s.partialWanted() {
+				name, _, ok := strings.Cut(s.Waiting.For, " in archive ")
+				if !ok {
 					return
 				}
-				once.Do(func() {
-					name, _, _ := strings.Cut(s.Waiting.For, " ")
-					copyFile(t, filepath.Join(primary.Dir, "pg_wal", name), filepath.Join(archived, name+".partial"))
-					t.Cleanup(func() { os.Remove(filepath.Join(archived, name+".partial")) })
-				})
+				partial := filepath.Join(archived, name+".partial")
+				copyFile(t, filepath.Join(primary.Dir, "pg_wal", name), partial)
+				t.Cleanup(func() { os.Remove(partial) })
 			}
 		}
 	}
@@ -370,6 +368,10 @@ func testSave(t *testing.T, primary, server *pgtest.Server, kind, archived strin
 	res := s.good()
 	readable(t, dir)
 	verify(t, server.Major, dir, b.start, stop, res)
+
+	if on != nil {
+		notYet(t, b, dir, stop)
+	}
 
 	// Whole segments are the server's, byte for byte.
 	for lsn := mb.Start(b.start.LSN); lsn < stop.LSN; lsn = mb.Next(lsn) {
@@ -395,8 +397,34 @@ func testSave(t *testing.T, primary, server *pgtest.Server, kind, archived strin
 	}
 }
 
-// partialWanted reports whether the archive is waited for.
-func (s Status) partialWanted() bool { return strings.Contains(s.Waiting.For, " in archive ") }
+// notYet: a partial segment does not do while the stop is not in it, be it
+// because there are zeros or because it ends.
+func notYet(t *testing.T, b *backup, dir string, stop Position) {
+	t.Helper()
+	seg := segment(history(1), mb, b.start.LSN, mb.Start(stop.LSN-1), stop.LSN)
+	name := mb.FileName(1, seg.LSN)
+	whole, err := os.ReadFile(filepath.Join(dir, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := stop.LSN - seg.LSN
+	early := slices.Concat(whole[:n-16], make([]byte, len(whole)-int(n)+16))
+	for _, test := range []struct {
+		content []byte
+		found   bool
+	}{{whole, true}, {whole[:n], true}, {early, false}, {early[:n-16], false}} {
+		store := t.TempDir()
+		if err := os.WriteFile(filepath.Join(store, name+".partial"), test.content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		a := NewArchive(archive.New(archive.Dir(store)), store, mb, b.systemID).(*fromArchive)
+		var got bytes.Buffer
+		found, err := a.try(t.Context(), seg, name, &got)
+		if found != test.found || err != nil || found && !bytes.Equal(got.Bytes(), whole[:n]) {
+			t.Errorf("partial segment of %d bytes: found %t, %v, got %d bytes", len(test.content), found, err, got.Len())
+		}
+	}
+}
 
 // A standby's timeline changes under a backup when what it follows is promoted.
 func TestTimelineSwitch(t *testing.T) {
@@ -477,6 +505,7 @@ func testTimelineSwitch(t *testing.T, major int, kind string) {
 	for _, at := range []Position{stop1, stop} {
 		cfg := b.config(walDir(t), NewArchive(archive.New(archive.Dir(archived)), archived, mb, b.systemID))
 		s := save(t, t.Context(), cfg, nil)
+		s.wait("all that is in the archive", func(st Status) bool { return st.Saved >= mb.Start(stop.LSN) })
 		s.stop <- at
 		res := s.good()
 		readable(t, cfg.Dir)

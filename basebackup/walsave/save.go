@@ -315,6 +315,7 @@ func (s *saver) switchTimeline(ctx context.Context, ended *pgrepl.EndOfTimeline)
 
 // finish saves what is missing now that the stop is known.
 func (s *saver) finish(ctx context.Context, stop Position) (*Result, error) {
+	s.waiting(Waiting{}) // what is waited for from here on is news
 	if err := s.setPath(ctx, stop.TLI); err != nil {
 		return nil, err
 	}
