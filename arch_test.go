@@ -29,8 +29,9 @@ const module = "rideau"
 // of earlier rows and none of its own: what two features share belongs lower.
 var layers = [][]string{
 	{"wal", "internal/durable"},
-	{"pgrepl", "archive", "internal/pgserver"},
-	{"relay", "console"},
+	{"pgrepl", "archive", "internal/pgserver", "basebackup/page", "basebackup/control", "basebackup/manifest", "basebackup/summary", "basebackup/compress"},
+	{"basebackup/walsave"}, // a part of basebackup, and nobody else's
+	{"relay", "console", "basebackup"},
 	{"demo"}, // a play with features as its cast; nothing but the command knows it
 	{"cmd/rideau", "bench"},
 }
