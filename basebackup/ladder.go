@@ -223,6 +223,11 @@ func choose(init stateInit, why string, tries []attempt, s *ladderServer) (choic
 		p.base = rung{kind: different}
 	default:
 		p.base = rung{kind: newerPages, since: b.Since}
+		// A standby that lagged may have been asked in between, and its older
+		// pages written over some of the base's.
+		if len(tries) > 0 && attempted < b.Since {
+			p.base.since = attempted
+		}
 	}
 	if len(tries) > 0 {
 		p.journal = rung{kind: newerPages, since: attempted}

@@ -206,15 +206,6 @@ func (s *state) addAttempt(a attempt) error {
 	return s.save()
 }
 
-// setBase writes down that less of the base can be relied upon than was thought,
-// see choice.onward. Before anything is copied that way.
-func (s *state) setBase(b base) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.init.Base = b
-	return s.save()
-}
-
 func (s *state) save() error {
 	j := stateJSON{Version: stateVersion, Created: time.Now().UTC(), stateInit: s.init, Attempts: s.tries}
 	if len(s.tries) > 0 {
