@@ -478,6 +478,8 @@ func testTimelineSwitch(t *testing.T, major int, kind string) {
 		t.Errorf("ranges %v", res.Ranges)
 	}
 
+	notAnotherPath(t, b, dir, res.Ranges[0].Start)
+
 	// Saved again by the same source, which has followed timeline 2 long before
 	// it hears that the backup stopped on timeline 1.
 	cfg := b.config(walDir(t), b.again(kind))
@@ -511,6 +513,29 @@ func testTimelineSwitch(t *testing.T, major int, kind string) {
 		readable(t, cfg.Dir)
 		histories := []string{"00000002.history"}
 		verify(t, major, cfg.Dir, b.start, at, res, histories[:at.TLI-1]...)
+	}
+}
+
+// notAnotherPath: pages must be of the timelines that the history says, which
+// no link and no CRC would show.
+func notAnotherPath(t *testing.T, b *backup, dir string, at wal.LSN) {
+	t.Helper()
+	seg := mb.Start(at)
+	other := at + 2*pageSize
+	if other >= mb.Next(at) {
+		other = at - 2*pageSize
+	}
+	f, err := os.Open(filepath.Join(dir, mb.FileName(2, seg)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for _, switched := range []wal.LSN{at, other} {
+		path := history(2, 1, uint64(switched))
+		_, err := newProver(mb, b.systemID, seg).segment(f, int64(mb), Segment{TLI: 2, LSN: seg, Need: mb.Next(seg)}, path)
+		if _, corrupt := errors.AsType[*wal.CorruptError](err); corrupt != (switched != at) || !corrupt && err != nil {
+			t.Errorf("timeline 1 ended at %s; if it had at %s: %v", at, switched, err)
+		}
 	}
 }
 
@@ -709,7 +734,8 @@ func TestUntrue(t *testing.T) {
 	for _, test := range []struct {
 		why      string
 		lie      func(path string, off int64, b []byte) ([]byte, error)
-		move     int // the stop, by so many bytes
+		move     int  // the stop, by so many bytes
+		late     bool // the stop is told when its segment has been saved
 		recycled bool
 		good     bool
 	}{
@@ -738,6 +764,14 @@ func TestUntrue(t *testing.T) {
 			return b, nil
 		}},
 		{why: "a stop where no record ends", move: -8, lie: func(_ string, _ int64, b []byte) ([]byte, error) { return b, nil }},
+		{why: "a stop where no record ends, in a segment that is saved", move: -8, late: true, lie: func(_ string, _ int64, b []byte) ([]byte, error) { return b, nil }},
+		{why: "the truth about a segment that is saved", late: true, good: true, lie: func(_ string, _ int64, b []byte) ([]byte, error) { return b, nil }},
+		{why: "a page of another timeline", lie: func(_ string, _ int64, b []byte) ([]byte, error) {
+			if len(b) > pageSize {
+				b[pageSize+4] = 2 // xlp_tli, which no CRC covers
+			}
+			return b, nil
+		}},
 		{why: "the truth", good: true, lie: func(_ string, _ int64, b []byte) ([]byte, error) { return b, nil }},
 	} {
 		t.Run(test.why, func(t *testing.T) {
@@ -748,6 +782,9 @@ func TestUntrue(t *testing.T) {
 			dir := walDir(t)
 			saving := save(t, t.Context(), b.config(dir, source), nil)
 			stop := b.stop()
+			if test.late {
+				saving.wait("the segment with the stop", func(st Status) bool { return st.Saved >= stop.LSN })
+			}
 			stop.LSN += wal.LSN(test.move)
 			saving.stop <- stop
 			_, err := saving.end()
