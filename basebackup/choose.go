@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -129,7 +128,7 @@ func (b *backup) ladderServer(ctx context.Context, reader *walsave.ConnReader) (
 	if f.recovery {
 		reach = "(SELECT min_recovery_end_lsn FROM pg_control_recovery())"
 	}
-	r, err := b.control.row(ctx, "SELECT "+reach+", extract(epoch FROM change)::int8 FROM pg_stat_file('PG_VERSION', true)")
+	r, err := b.control.row(ctx, "SELECT "+reach+", concat_ws(' ', a.change, b.change, inet_server_addr(), inet_server_port()) FROM pg_stat_file('PG_VERSION', true) a, pg_stat_file('base/1/PG_VERSION', true) b")
 	if err != nil {
 		return nil, err
 	}
@@ -272,9 +271,7 @@ func (b *backup) how(f *file, extent int, off, n int64) (method, wal.LSN, []uint
 	if f.kind != mainFork {
 		return whole, 0, nil
 	}
-	b.stateMu.Lock()
 	since, length, known := b.state.known(f.path, extent)
-	b.stateMu.Unlock()
 	r := rung{kind: everything}
 	switch {
 	case known && length == n:
@@ -348,12 +345,4 @@ func (b *backup) method() string {
 		kinds[b.plan.base.kind.String()] = true
 	}
 	return strings.Join(slices.Sorted(maps.Keys(kinds)), ", ")
-}
-
-// percent is for application_name.
-func percent(done, total int64) string {
-	if total <= 0 {
-		return ""
-	}
-	return strconv.FormatInt(min(100, done*100/total), 10) + " %"
 }

@@ -95,27 +95,42 @@ type copier struct {
 
 // A queue hands out tasks: large files first, an extent at a time, so that the
 // workers end together; then the small ones, in the order of the listing.
+//
+// A worker stays with its file while there is another for the others: two that
+// write to one file wait for each other in the kernel, which lets one writer at
+// a time into a file. When there are no more files they share the longest.
 type queue struct {
-	mu     sync.Mutex
-	large  []*file
-	small  []*file
-	extent int // the next, of large[0]
-	again  []*task
+	mu    sync.Mutex
+	large []*shared
+	small []*file
+	again []*task
+}
+
+// A shared file is one of several extents, of which those from next to end are
+// to be had.
+type shared struct {
+	file      *file
+	next, end int
+	workers   int
 }
 
 func (q *queue) fill(files []*file) {
 	for _, f := range files {
-		if f.size > packBytes/4 {
-			q.large = append(q.large, f)
-		} else {
+		if f.size <= packBytes/4 {
 			q.small = append(q.small, f)
+			continue
 		}
+		n := extents(f.size)
+		f.sum = &sum{crcs: make([]uint32, n), size: -1}
+		f.sum.left.Store(int32(n))
+		q.large = append(q.large, &shared{file: f, end: n})
 	}
-	slices.SortStableFunc(q.large, func(a, b *file) int { return cmp.Compare(b.size, a.size) })
+	slices.SortStableFunc(q.large, func(a, b *shared) int { return cmp.Compare(b.file.size, a.file.size) })
 }
 
-// take gives the tasks of one statement; none when all are taken.
-func (q *queue) take() []*task {
+// take gives the tasks of one statement; none when all are taken. on is the
+// file that the worker is at, which take may change.
+func (q *queue) take(on **shared) []*task {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if len(q.again) > 0 {
@@ -123,17 +138,10 @@ func (q *queue) take() []*task {
 		q.again = q.again[1:]
 		return []*task{t}
 	}
-	if len(q.large) > 0 {
-		f := q.large[0]
-		if f.sum == nil {
-			f.sum = &sum{crcs: make([]uint32, extents(f.size)), size: -1}
-			f.sum.left.Store(int32(extents(f.size)))
-		}
-		t := &task{file: f, extent: q.extent, off: int64(q.extent) * extentSize}
-		t.n = min(extentSize, f.size-t.off)
-		if q.extent++; q.extent == extents(f.size) {
-			q.large, q.extent = q.large[1:], 0
-		}
+	if s := q.file(on); s != nil {
+		t := &task{file: s.file, extent: s.next, off: int64(s.next) * extentSize}
+		t.n = min(extentSize, s.file.size-t.off)
+		s.next++
 		return []*task{t}
 	}
 	var pack []*task
@@ -147,6 +155,44 @@ func (q *queue) take() []*task {
 		n += f.size
 	}
 	return pack
+}
+
+// file is which large file to go on with: that which the worker is at, the
+// largest that nobody is at, or that with the most left.
+func (q *queue) file(on **shared) *shared {
+	if *on != nil && (*on).next < (*on).end {
+		return *on
+	}
+	if *on != nil {
+		(*on).workers--
+		*on = nil
+	}
+	q.large = slices.DeleteFunc(q.large, func(s *shared) bool { return s.next == s.end })
+	var best *shared
+	for _, s := range q.large {
+		if s.workers == 0 {
+			best = s
+			break
+		}
+		if best == nil || s.end-s.next > best.end-best.next {
+			best = s
+		}
+	}
+	if best != nil {
+		best.workers++
+	}
+	*on = best
+	return best
+}
+
+// leave says that a worker is no longer at its file.
+func (q *queue) leave(on *shared) {
+	if on == nil {
+		return
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	on.workers--
 }
 
 // giveBack returns tasks that a lost connection left undone.
@@ -213,6 +259,7 @@ type worker struct {
 	buf    []byte // the chunk, as it will be on disk
 	local  []byte // what was there, or what was sent
 	blocks []byte
+	on     *shared
 	mine   []*task // taken, not yet done
 	flight []flight
 	seen   int64
@@ -246,7 +293,7 @@ func (w *worker) run() error {
 func (w *worker) loop() error {
 	for {
 		for len(w.flight) < ahead {
-			tasks := w.c.queue.take()
+			tasks := w.c.queue.take(&w.on)
 			if len(tasks) == 0 {
 				break
 			}
@@ -290,6 +337,7 @@ func (w *worker) close() {
 			undone = append(undone, t)
 		}
 	}
+	w.c.queue.leave(w.on)
 	w.c.queue.giveBack(undone)
 }
 
@@ -578,7 +626,7 @@ func (w *worker) settle(r *request, blocks []uint16) (again *request, err error)
 	c, t := w.c, r.task
 	content := w.buf[:r.n]
 	if t.file.kind == mainFork || t.file.kind == sideFork {
-		if suspects := w.check(r, content); suspects != nil {
+		if suspects := w.check(r, content, blocks); suspects != nil {
 			again := w.instead(r)
 			again.seen, again.tries = suspects, r.tries+1
 			return again, nil
@@ -620,7 +668,10 @@ func (w *worker) settle(r *request, blocks []uint16) (again *request, err error)
 // check looks at every page of the chunk. What looks wrong is returned, to be
 // read again; unless it has been the same before, in which case it is damaged on
 // the server, and reported.
-func (w *worker) check(r *request, content []byte) (suspects []suspectPage) {
+//
+// Of pages that were kept it is a check of our own disk: one that is empty here
+// would have travelled, had it been empty there.
+func (w *worker) check(r *request, content []byte, blocks []uint16) (suspects []suspectPage) {
 	var damaged []CorruptPage
 	first := uint32(r.task.file.segno)*uint32(w.c.f.segment) + uint32(r.off/page.Size)
 	for i := 0; i*page.Size < len(content); i++ {
@@ -628,7 +679,11 @@ func (w *worker) check(r *request, content []byte) (suspects []suspectPage) {
 		if len(p) < page.Size {
 			continue // a file that was being extended; replay completes it
 		}
-		if page.Check(p, first+uint32(i), w.c.checksums) {
+		for len(blocks) > 0 && int(blocks[0]) < i {
+			blocks = blocks[1:]
+		}
+		kept := r.method == newer && (len(blocks) == 0 || int(blocks[0]) != i)
+		if page.Check(p, first+uint32(i), w.c.checksums) && !(kept && page.IsZero(p)) {
 			continue
 		}
 		if r.method == whole && r.tries > 0 {

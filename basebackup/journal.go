@@ -80,7 +80,5 @@ func (j *journal) flush() error {
 			}
 		}
 	}
-	j.b.stateMu.Lock()
-	defer j.b.stateMu.Unlock()
 	return j.b.state.record(records)
 }

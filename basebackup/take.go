@@ -81,7 +81,6 @@ type backup struct {
 
 	baseFiles map[string]int64 // of the manifest that DIR had; nil: it had none
 	changes   *summary.Table   // if the plan wants WAL summaries
-	stateMu   sync.Mutex       // held to use state while files are copied
 
 	manifestFile *os.File
 	manifest     *manifest.Writer
@@ -611,8 +610,13 @@ func (b *backup) finish(ctx context.Context, end stopped, saved *walsave.Result,
 	if err := b.configure(ctx); err != nil {
 		return err
 	}
-	mtime := time.Unix(b.listing.control.mtime, 0)
-	err := b.manifest.Add(manifest.File{Path: "global/pg_control", Size: control.Size, ModTime: mtime, Algorithm: "CRC32C",
+	// Its own time, by which it is known again: all control files have the same
+	// CRC, because they end with their own.
+	parsed, err := control.Parse(controlBytes)
+	if err != nil {
+		return err
+	}
+	err = b.manifest.Add(manifest.File{Path: "global/pg_control", Size: control.Size, ModTime: parsed.Time, Algorithm: "CRC32C",
 		Checksum: manifest.CRCBytes(crc32.Checksum(controlBytes, castagnoli))})
 	if err != nil {
 		return err
