@@ -16,6 +16,9 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"rideau/archive"
+	"rideau/basebackup"
+	"rideau/basebackup/manifest"
+	"rideau/basebackup/walsave"
 	"rideau/demo"
 	"rideau/internal/durable"
 	"rideau/internal/pgserver"
@@ -47,6 +50,9 @@ func explainCause(err error) explanation {
 	if e, ok := explainOwn(err); ok {
 		return e
 	}
+	if e, ok := explainBackup(err); ok {
+		return e
+	}
 	if failed := connectErrors(err); len(failed) > 0 {
 		return explainConnect(failed)
 	}
@@ -66,6 +72,7 @@ func explainOwn(err error) (explanation, bool) {
 	e := explanation{message: err.Error()}
 	var (
 		parse       *pgconn.ParseConfigError
+		unfinished  *unfinishedError
 		refused     *pgrepl.Error
 		locked      *durable.LockedError
 		serverDir   *relay.ServerDirError
@@ -96,7 +103,7 @@ func explainOwn(err error) (explanation, bool) {
 	case errors.As(err, &refused): // the words of a server, said by us
 		e.message, e.detail, e.hint = refused.Message, refused.Detail, refused.Hint
 	case errors.As(err, &locked):
-		e.hint = "Another relay keeps its WAL there. Each needs a directory of its own."
+		e.hint = "Another relay or base backup uses it. Each needs a directory of its own."
 	case errors.As(err, &serverDir):
 		e.hint = "Give the relay a directory of its own. If this is a copy of a server's pg_wal, remove archive_status from it."
 	case errors.As(err, &state) && state.Slots:
@@ -125,6 +132,9 @@ func explainOwn(err error) (explanation, bool) {
 	case errors.As(err, &full):
 		e.detail = "Nothing more was acknowledged to the server, and nothing was lost."
 		e.hint = "Make room, or keep less WAL with --keep SIZE."
+	case errors.As(err, &unfinished) && unfinished.stopped:
+		e.message = "interrupted"
+		e.hint = fmt.Sprintf("What was copied is kept in %q: the same command goes on from there.", unfinished.dir)
 	case errors.As(err, &corrupt):
 		e.hint = "If pg_waldump finds the same on the server, it is the server's disk. If not, it happened on the way here, or on this disk."
 	case errors.As(err, &damage):
@@ -156,6 +166,127 @@ func explainOwn(err error) (explanation, bool) {
 		return e, false
 	}
 	return e, true
+}
+
+// explainBackup explains the errors of base backups.
+func explainBackup(err error) (explanation, bool) {
+	e := explanation{message: err.Error()}
+	var (
+		connect    *basebackup.ConnectError
+		privilege  *basebackup.PrivilegeError
+		pooler     *basebackup.PoolerError
+		session    *basebackup.ControlError
+		promoted   *basebackup.PromotedError
+		setting    *basebackup.SettingError
+		tablespace *basebackup.TablespaceError
+		mapping    *basebackup.MappingError
+		file       *basebackup.FileError
+		damaged    *basebackup.CorruptError
+		running    *basebackup.RunningError
+		foreign    *basebackup.ForeignError
+		live       *basebackup.LiveError
+		mismatch   *basebackup.MismatchError
+		recycled   *walsave.RecycledError
+		listing    *manifest.ParseError
+		unfinished *unfinishedError
+		server     *pgconn.PgError
+	)
+	if errors.As(err, &server) {
+		e.detail = serverSaid(server)
+	}
+	switch {
+	case errors.As(err, &session):
+		e.message = fmt.Sprintf("lost the session of the backup on server %q", session.Server)
+		if server == nil {
+			e.message = fmt.Sprintf("%s: %s", e.message, message(session.Err))
+		}
+		e.hint = "What was copied is kept: the same command goes on from there."
+	case errors.As(err, &connect):
+		return explainBackupConnect(connect)
+	case errors.As(err, &privilege):
+		e.hint = "On the server, as a superuser, in the database of the connection string:\n    " +
+			strings.Join(basebackup.Grants(privilege.Role, privilege.Functions), "\n    ") +
+			"\nrideau doctor CONNINFO says what else matters."
+	case errors.As(err, &pooler):
+		e.hint = "Connect to the server itself."
+	case errors.As(err, &promoted):
+		e.hint = "The same command takes a backup of the new primary, and goes on with what was copied."
+	case errors.As(err, &setting):
+		e.hint = settingHint(setting.Name)
+	case errors.As(err, &tablespace):
+		e.hint = fmt.Sprintf("Name another place for it: --tablespace-mapping %s=NEW. NEW must be empty, or not be there yet.", tablespace.Location)
+	case errors.As(err, &mapping):
+		e.hint = "rideau doctor CONNINFO lists the tablespaces and where they are."
+	case errors.As(err, &damaged):
+		e.detail = "They were the same, and wrong, each time they were read. All else is whole and on disk."
+		e.hint = "Do not throw away older backups. What the pages belong to: SELECT pg_filenode_relation(TABLESPACE, FILENODE), on the server."
+	case errors.As(err, &running):
+		e.hint = fmt.Sprintf("Stop it first: pg_ctl -D %s stop. If process %d is no server of PostgreSQL, remove postmaster.pid.", shellQuote(running.Dir), running.PID)
+	case errors.As(err, &foreign):
+		e.hint = "Nothing was touched. Name an empty directory, or one to be made."
+	case errors.As(err, &live):
+		e.hint = "Nothing was touched. Name another directory, or map the tablespace elsewhere (--tablespace-mapping OLD=NEW)."
+	case errors.As(err, &mismatch):
+		e.detail = "Only the data directory of the same system, made by the same initdb and of the same major version, can be refreshed. Nothing was touched."
+		e.hint = "Correct the connection string, or name an empty directory."
+	case errors.As(err, &recycled):
+		e.hint = "Raise wal_keep_size on the server, or take the WAL from a relay, an archive, or a server whose slot keeps it (--wal-from). What was copied is kept: the same command goes on from there."
+	case errors.As(err, &listing):
+		e.hint = "A backup whose manifest is damaged cannot be verified. Take another: the same directory can be refreshed."
+	case errors.As(err, &file):
+		e.message = fmt.Sprintf("could not copy %q from server %q", file.Path, file.Server)
+		if server == nil {
+			e.message = fmt.Sprintf("%s: %s", e.message, message(file.Err))
+		}
+		e.hint = "What was copied is kept: the same command goes on from there."
+	case errors.As(err, &unfinished):
+		inner := explainCause(unfinished.err)
+		if inner.hint == "" {
+			inner.hint = fmt.Sprintf("What was copied is kept in %q: the same command goes on from there.", unfinished.dir)
+		}
+		return inner, true
+	default:
+		return explanation{}, false
+	}
+	return e, true
+}
+
+// explainBackupConnect is explainConnect for connections that are not for
+// replication: what they need on the server is another line of pg_hba.conf and
+// another role.
+func explainBackupConnect(err *basebackup.ConnectError) (explanation, bool) {
+	failed := connectErrors(err.Err)
+	if len(failed) == 0 {
+		return explanation{}, false
+	}
+	e := explainConnect(failed)
+	_, server := connectCause(failed[0])
+	if server == nil || server.Code != "28000" { // invalid_authorization_specification
+		return e, true
+	}
+	role, database := quoteIdentifier(failed[0].Config.User), quoteIdentifier(failed[0].Config.Database)
+	if failed[0].Config.Database == "" {
+		database = role // as libpq does
+	}
+	if strings.Contains(server.Message, "pg_hba.conf") {
+		e.hint = fmt.Sprintf("Add this line to the server's pg_hba.conf, before any that rejects, and reload it (SELECT pg_reload_conf()): hostssl %s %s %s scram-sha-256", database, role, addressIn(server.Message))
+	} else {
+		e.hint = fmt.Sprintf("On the server: CREATE ROLE %s LOGIN PASSWORD '...'. Then rideau doctor CONNINFO says what to grant.", role)
+	}
+	return e, true
+}
+
+// settingHint says how to make a server's setting what a backup needs.
+func settingHint(name string) string {
+	switch name {
+	case "wal_level":
+		return "ALTER SYSTEM SET wal_level = 'replica', and restart the server."
+	case "full_page_writes":
+		return "On the primary: ALTER SYSTEM SET full_page_writes = on; SELECT pg_reload_conf(). Then CHECKPOINT there, and on the standby. Or back up the primary."
+	case "server_version":
+		return "Servers of 13 to 18 can be backed up."
+	}
+	return "This can only be chosen when the server is built."
 }
 
 // connectErrors finds in err the failures to connect, one a server.
@@ -299,6 +430,8 @@ func serverHint(e *pgconn.PgError, user string) string {
 		return fmt.Sprintf("Add this line to the server's pg_hba.conf, before any that rejects, and reload it (SELECT pg_reload_conf()): host replication %s %s scram-sha-256", role, addressIn(e.Message))
 	case e.Code == "28000": // no such role, or it may not log in
 		return fmt.Sprintf("On the server: CREATE ROLE %s LOGIN REPLICATION PASSWORD '...'. If the role is there: ALTER ROLE %[1]s LOGIN REPLICATION.", role)
+	case e.Code == "42501" && e.Routine == "aclcheck_error": // permission denied for function
+		return "rideau doctor CONNINFO says what is missing, and prints the GRANT."
 	case e.Code == "42501": // insufficient_privilege: permission denied to start WAL sender
 		return fmt.Sprintf("On the server: ALTER ROLE %s REPLICATION.", role)
 	case e.Code == "53300" && strings.Contains(e.Message, "max_wal_senders"): // too_many_connections
@@ -348,7 +481,7 @@ func systemHint(err error) string {
 	case errors.As(err, &hostname):
 		return "The certificate is for another host. Connect by the name that is in it, or use sslmode=verify-ca."
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return "Make room, or keep less WAL with --keep SIZE."
+		return "Make room. A relay can keep less WAL: --keep SIZE."
 	case errors.Is(err, syscall.EROFS):
 		return "The file system is mounted read-only; the kernel's log may say why."
 	case errors.Is(err, syscall.ENOTDIR), errors.Is(err, fs.ErrExist):

@@ -13,6 +13,9 @@ const rootHelp = `Usage: rideau NOUN [VERB] [options] [arguments]
 Rideau stands between a PostgreSQL primary and everything that needs its data.
 
     demo         kill a primary on this machine, and see that nothing is lost
+    basebackup   copy a server over SQL; go on with that, refresh it
+    backup       prove a backup
+    doctor       what a server allows, what is missing, the SQL to fix it
     relay        receive WAL once, keep it, serve it to many standbys
     run          the same as a daemon, from a configuration file
     wal          fetch WAL for recovery, check an archive, look inside WAL
@@ -29,6 +32,9 @@ variables as psql. Exit status: 0 done, 1 failed, 2 a mistake in the command.
 func newRoot() *cobra.Command {
 	return newGroup("rideau", rootHelp,
 		newDemoCommand(),
+		newBasebackupCommand(),
+		newBackupCommand(),
+		newDoctorCommand(),
 		newRelayCommand(),
 		newRunCommand(),
 		newWalCommand(),
