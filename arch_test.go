@@ -28,7 +28,7 @@ const module = "rideau"
 // layers lists our packages from the bottom up. A package may import packages
 // of earlier rows and none of its own: what two features share belongs lower.
 var layers = [][]string{
-	{"wal", "internal/durable"},
+	{"wal", "internal/durable", "internal/netproxy"},
 	{"pgrepl", "archive", "internal/pgserver", "basebackup/page", "basebackup/control", "basebackup/manifest", "basebackup/summary", "basebackup/compress"},
 	{"basebackup/walsave"}, // a part of basebackup, and nobody else's
 	{"relay", "console", "basebackup"},

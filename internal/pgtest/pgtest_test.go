@@ -235,6 +235,29 @@ func TestProxy(t *testing.T) {
 		hear(t, c, "free")
 	})
 
+	t.Run("RateAll", func(t *testing.T) {
+		t.Parallel()
+		p, c := start(t)
+		other, err := net.Dial("tcp", p.Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer other.Close()
+		p.RateAll(1 << 20)
+		begun := time.Now()
+		text := strings.Repeat("x", 128<<10)
+		go io.WriteString(c, text)
+		go io.WriteString(other, text)
+		hear(t, c, text)
+		hear(t, other, text)
+		if took := time.Since(begun); took < 200*time.Millisecond || took > 5*time.Second {
+			t.Errorf("twice 128 kB at 1 MB/s for both took %v", took)
+		}
+		p.RateAll(0)
+		say(t, c, "free")
+		hear(t, c, "free")
+	})
+
 	t.Run("half-closed connections go on", func(t *testing.T) {
 		t.Parallel()
 		_, c := start(t)
