@@ -260,9 +260,6 @@ func describeBackup(r *basebackup.Report, cfg basebackup.Config) string {
 	if r.Reason != "" {
 		how += ": " + r.Reason
 	}
-	if r.Resumed {
-		how += " (an interrupted backup was gone on with)"
-	}
 	line("method", "%s", how)
 	if r.Removed > 0 {
 		line("removed", "%s that the server does not have", count(uint64(r.Removed), "file"))

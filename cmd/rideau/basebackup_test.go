@@ -162,7 +162,7 @@ func TestPace(t *testing.T) {
 
 func TestDescribeBackup(t *testing.T) {
 	r := &basebackup.Report{
-		Dir: "/srv/my backup", Server: "db1:5432", Version: "17.6", Method: "page LSN", Reason: "it was a backup", Resumed: true,
+		Dir: "/srv/my backup", Server: "db1:5432", Version: "17.6", Method: "page LSN", Reason: "it was a backup",
 		StartLSN: 0x2000028, StartTLI: 1, StopLSN: 0x30001A0, StopTLI: 2, Files: 1234, Bytes: 4 << 30, Received: 1 << 20, Written: 2 << 20,
 		Removed: 3, WALFiles: 2, Elapsed: 40 * time.Second, Warnings: []string{"something"},
 		Corrupt: []basebackup.CorruptPage{{Path: "base/5/16384", Block: 7, Detail: "checksum"}}, CorruptAll: 12,
@@ -170,7 +170,7 @@ func TestDescribeBackup(t *testing.T) {
 	want := `server    db1:5432, PostgreSQL 17.6, a primary
 copied    1234 files, 4.00 GB, in 40s: 102 MB/s
 received  1.00 MB, 2.00 MB written
-method    page LSN: it was a backup (an interrupted backup was gone on with)
+method    page LSN: it was a backup
 removed   3 files that the server does not have
 wal       0/2000028 to 0/30001A0 on timelines 1 to 2, 2 segments
 warning   something

@@ -103,7 +103,7 @@ func explainOwn(err error) (explanation, bool) {
 	case errors.As(err, &refused): // the words of a server, said by us
 		e.message, e.detail, e.hint = refused.Message, refused.Detail, refused.Hint
 	case errors.As(err, &locked):
-		e.hint = "Another relay or base backup uses it. Each needs a directory of its own."
+		e.hint = "Another relay keeps its WAL there. Each needs a directory of its own, and so does each base backup."
 	case errors.As(err, &serverDir):
 		e.hint = "Give the relay a directory of its own. If this is a copy of a server's pg_wal, remove archive_status from it."
 	case errors.As(err, &state) && state.Slots:
