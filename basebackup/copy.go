@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"rideau/basebackup/compress"
 	"rideau/basebackup/manifest"
 	"rideau/basebackup/page"
 	"rideau/wal"
@@ -69,8 +70,7 @@ type copier struct {
 	checksums bool
 	how       func(f *file, extent int, off, n int64) (how method, since wal.LSN, picks []uint32)
 	limit     *limiter
-	wrap      func(string) string
-	decode    func(dst, src []byte, n int) ([]byte, error)
+	compress  *compression // nil: nothing is
 
 	// done is told of each file once: vanished, or with its CRC and size.
 	// copied is told of each extent of a main fork that is written.
@@ -226,6 +226,9 @@ func (c *copier) worker(ctx context.Context) error {
 	for {
 		before := c.received.Load()
 		w := &worker{c: c, ctx: ctx, buf: make([]byte, chunkSize), local: make([]byte, chunkSize)}
+		if c.compress != nil {
+			w.packed = make([]byte, chunkSize+packedMore)
+		}
 		err := w.run()
 		w.close()
 		if err == nil || ctx.Err() != nil || !lost(err) && !errors.As(err, new(*ConnectError)) {
@@ -258,7 +261,9 @@ type worker struct {
 	s      *stream
 	buf    []byte // the chunk, as it will be on disk
 	local  []byte // what was there, or what was sent
-	blocks []byte
+	packed []byte // as it came, compressed
+	decode compress.Decoder
+	ended  time.Time // when the last answer was complete
 	on     *shared
 	mine   []*task // taken, not yet done
 	flight []flight
@@ -267,8 +272,9 @@ type worker struct {
 
 // A flight is a statement whose answer has not been read.
 type flight struct {
-	method method
-	reqs   []*request
+	method     method
+	compressed bool
+	reqs       []*request
 }
 
 // ahead is how many statements are sent before the answer to the first is read,
@@ -281,6 +287,10 @@ func (w *worker) run() error {
 		return err
 	}
 	w.s = s
+	if w.c.compress != nil {
+		w.decode = w.c.compress.method.NewDecoder()
+	}
+	w.ended = time.Now()
 	stop := context.AfterFunc(w.ctx, func() { s.conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	err = w.loop()
@@ -408,10 +418,15 @@ func (w *worker) ask(reqs []*request) error {
 				others = append(others, r)
 			}
 		}
-		if err := w.s.query(statement(m, same, w.c.wrap)); err != nil {
+		compressed := w.c.compress.use(m)
+		var wrap func(string) string
+		if compressed {
+			wrap = w.c.compress.method.Expr
+		}
+		if err := w.s.query(statement(m, same, wrap)); err != nil {
 			return err
 		}
-		w.flight = append(w.flight, flight{m, same})
+		w.flight = append(w.flight, flight{m, compressed, same})
 		reqs = others
 	}
 	return nil
@@ -432,6 +447,9 @@ func (w *worker) answer(f flight) (again []*request, err error) {
 			if i != len(f.reqs) {
 				return nil, fmt.Errorf("server answered %d of %d questions", i, len(f.reqs))
 			}
+			now := time.Now()
+			w.c.compress.done(f, now.Sub(w.ended))
+			w.ended = now
 			return again, nil
 		}
 		n, _, err := w.s.integer()
@@ -441,7 +459,7 @@ func (w *worker) answer(f flight) (again []*request, err error) {
 		if n != int64(i)+1 || i >= len(f.reqs) {
 			return nil, fmt.Errorf("server answered question %d where %d was next", n, i+1)
 		}
-		r, err := w.row(f.reqs[i])
+		r, err := w.row(f.reqs[i], f.compressed)
 		if err != nil {
 			return nil, err
 		}
@@ -468,33 +486,22 @@ func (w *worker) about(reqs []*request, err error) error {
 
 // data reads the last field of a row, a bytea of at most n bytes once it is
 // decompressed, into dst. Compressed, its length comes before it.
-func (w *worker) data(dst []byte, n int) (b []byte, null bool, err error) {
-	if w.c.wrap == nil {
+func (w *worker) data(dst []byte, n int, compressed bool) (b []byte, null bool, err error) {
+	if !compressed {
 		return w.s.bytes(dst[:n])
 	}
-	size, null, err := w.s.integer()
-	if err != nil || null {
-		_, _, err2 := w.s.bytes(nil)
-		return nil, true, errors.Join(err, err2)
+	size, _, err := w.s.integer()
+	if err != nil {
+		return nil, false, err
 	}
 	if size > int64(n) {
 		return nil, false, fmt.Errorf("server sent %d bytes where at most %d were asked for", size, n)
 	}
-	packed, err := w.s.length()
-	if err != nil || packed < 0 {
-		return nil, true, err
+	packed, null, err := w.s.bytes(w.packed)
+	if err != nil || null {
+		return nil, null, err
 	}
-	if packed > 2*chunkSize {
-		return nil, false, fmt.Errorf("server sent %d bytes for %d", packed, size)
-	}
-	if cap(w.blocks) < packed {
-		w.blocks = make([]byte, packed)
-	}
-	w.blocks = w.blocks[:packed]
-	if err := w.s.full(w.blocks); err != nil {
-		return nil, false, err
-	}
-	b, err = w.c.decode(dst[:0], w.blocks, int(size))
+	b, err = w.decode.Decode(dst[:0], packed, int(size))
 	if err == nil && len(b) != int(size) {
 		err = fmt.Errorf("server's compressed data holds %d bytes, not %d", len(b), size)
 	}
@@ -503,10 +510,10 @@ func (w *worker) data(dst []byte, n int) (b []byte, null bool, err error) {
 
 // row takes the answer to r, and returns what must be asked for next, if
 // anything.
-func (w *worker) row(r *request) (again *request, err error) {
+func (w *worker) row(r *request, compressed bool) (again *request, err error) {
 	if r.method == whole {
 		want := r.ask()
-		b, null, err := w.data(w.local, want)
+		b, null, err := w.data(w.local, want, compressed)
 		switch {
 		case err != nil:
 			return nil, err
@@ -549,7 +556,7 @@ func (w *worker) row(r *request) (again *request, err error) {
 		}
 		return w.compare(r, int(size), b)
 	}
-	data, _, err := w.data(w.local, chunkSize)
+	data, _, err := w.data(w.local, chunkSize, compressed)
 	switch {
 	case err != nil:
 		return nil, err
@@ -819,6 +826,40 @@ func (w *worker) drop(t *task) {
 		w.mine[i] = w.mine[len(w.mine)-1]
 		w.mine = w.mine[:len(w.mine)-1]
 	}
+}
+
+// packedMore is by how much a chunk may grow when it is compressed.
+const packedMore = 64 << 10
+
+// A compression is how the server compresses chunks, and whether. Nil does not.
+type compression struct {
+	method compress.Method
+	tuner  *compress.Tuner // nil: always
+}
+
+// use says whether to compress the answer to the next statement.
+func (c *compression) use(m method) bool {
+	switch {
+	case c == nil || m == digests:
+		return false
+	case c.tuner == nil:
+		return true
+	case m == whole:
+		return c.tuner.Compress()
+	}
+	return c.tuner.Compressing()
+}
+
+// done is told how long an answer took.
+func (c *compression) done(f flight, took time.Duration) {
+	if c == nil || c.tuner == nil || f.method != whole {
+		return
+	}
+	var raw int64
+	for _, r := range f.reqs {
+		raw += int64(r.n)
+	}
+	c.tuner.Done(f.compressed, raw, took)
 }
 
 // A limiter lets so many bytes a second pass. Nil lets all.

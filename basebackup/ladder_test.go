@@ -80,7 +80,7 @@ func chosen(t *testing.T, given string) string {
 			s.identity, s.recovery = o["standby"], o["standby"] != ""
 			s.reach = start + 0x20
 			if o["reach"] != "" {
-				s.reach = hex(t, o["reach"])
+				s.reach = hexOf(t, o["reach"])
 			}
 			s.systemID, s.major, s.catalog = number0(t, o["system"], 7), int(number0(t, o["version"], 17)), uint32(number0(t, o["catalog"], 170))
 		case "summary":
@@ -164,7 +164,7 @@ func sceneHistory(t *testing.T, tli wal.TLI, text string) *wal.History {
 	h := &wal.History{TLI: tli}
 	if text != "" {
 		for i, s := range strings.Split(text, ",") {
-			h.Entries = append(h.Entries, wal.Entry{TLI: wal.TLI(i + 1), End: hex(t, s)})
+			h.Entries = append(h.Entries, wal.Entry{TLI: wal.TLI(i + 1), End: hexOf(t, s)})
 		}
 	}
 	if len(h.Entries) != int(tli)-1 {
@@ -183,7 +183,7 @@ func span(t *testing.T, s string) stretch {
 	t.Helper()
 	from, to, _ := strings.Cut(s, "-")
 	tli, start := point(t, from)
-	return stretch{tli, start, hex(t, to)}
+	return stretch{tli, start, hexOf(t, to)}
 }
 
 func point(t *testing.T, s string) (wal.TLI, wal.LSN) {
@@ -193,10 +193,10 @@ func point(t *testing.T, s string) (wal.TLI, wal.LSN) {
 	if err != nil {
 		t.Fatalf("want TLI:LSN, got %q", s)
 	}
-	return wal.TLI(n), hex(t, lsn)
+	return wal.TLI(n), hexOf(t, lsn)
 }
 
-func hex(t *testing.T, s string) wal.LSN {
+func hexOf(t *testing.T, s string) wal.LSN {
 	t.Helper()
 	n, err := strconv.ParseUint(s, 16, 64)
 	if err != nil {

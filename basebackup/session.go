@@ -151,19 +151,29 @@ func (s *session) facts(ctx context.Context) (*facts, error) {
 	}
 	f.dirMode = uint32(mode)
 
-	spaces, err := s.rows(ctx, `SELECT oid, spcname, pg_tablespace_location(oid) FROM pg_tablespace
+	f.spaces, err = s.tablespaces(ctx)
+	return f, err
+}
+
+// tablespaces are those that users made.
+func (s *session) tablespaces(ctx context.Context) (spaces []tablespace, err error) {
+	rows, err := s.rows(ctx, `SELECT oid, spcname, pg_tablespace_location(oid) FROM pg_tablespace
 WHERE spcname NOT IN ('pg_default', 'pg_global') ORDER BY oid`)
 	if err != nil {
 		return nil, err
 	}
-	for _, r := range spaces {
-		t := tablespace{oid: uint32(number(r[0], 32)), name: r[1], location: r[2]}
+	for _, r := range rows {
+		oid, err := strconv.ParseUint(r[0], 10, 32)
+		if err != nil {
+			return nil, err
+		}
+		t := tablespace{oid: uint32(oid), name: r[1], location: r[2]}
 		if t.location == fmt.Sprintf("pg_tblspc/%d", t.oid) { // allow_in_place_tablespaces
 			t.location = ""
 		}
-		f.spaces = append(f.spaces, t)
+		spaces = append(spaces, t)
 	}
-	return f, err
+	return spaces, nil
 }
 
 // minimum and maximum of the majors that are known.

@@ -2,6 +2,7 @@ package basebackup
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -12,6 +13,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -20,6 +22,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"rideau/archive"
+	"rideau/basebackup/compress"
 	"rideau/basebackup/control"
 	"rideau/basebackup/manifest"
 	"rideau/basebackup/summary"
@@ -76,8 +79,10 @@ type backup struct {
 	start   startPoint
 	listing *listing
 	copier  *copier
-	plan    choice
-	umask   fs.FileMode
+
+	compress *compression
+	plan     choice
+	umask    fs.FileMode
 
 	baseFiles map[string]int64 // of the manifest that DIR had; nil: it had none
 	changes   *summary.Table   // if the plan wants WAL summaries
@@ -137,6 +142,9 @@ func (b *backup) run(ctx context.Context) (err error) {
 	if err := b.look(ctx); err != nil {
 		return err
 	}
+	if err := b.compression(ctx); err != nil {
+		return err
+	}
 
 	b.phase(Checkpoint, "")
 	if b.start, err = b.control.start(ctx, b.facts, b.cfg.Label, b.cfg.Checkpoint == "fast"); err != nil {
@@ -147,6 +155,9 @@ func (b *backup) run(ctx context.Context) (err error) {
 		return err
 	}
 	if _, err := fmt.Sscan(tli[0], &b.start.TLI); err != nil {
+		return err
+	}
+	if err := b.lookAgain(ctx); err != nil {
 		return err
 	}
 	b.log.Info("backup started", "lsn", b.start.LSN, "tli", b.start.TLI, "server", b.facts.server)
@@ -227,6 +238,57 @@ func (b *backup) connect(ctx context.Context) (err error) {
 	return nil
 }
 
+// compression finds out with what the server can compress, and that it does.
+func (b *backup) compression(ctx context.Context) error {
+	if b.cfg.Compress == "none" {
+		return nil
+	}
+	rows, err := b.control.rows(ctx, compress.FactsSQL)
+	if err != nil {
+		return err
+	}
+	var have []compress.Fact
+	for _, r := range rows {
+		args, err := strconv.Atoi(r[2])
+		if err != nil {
+			return err
+		}
+		have = append(have, compress.Fact{Schema: r[0], Name: r[1], Args: args, Extension: r[3]})
+	}
+	methods := compress.Detect(have)
+	for {
+		m, ok, err := compress.Choose(methods, b.cfg.Compress)
+		if err != nil || !ok {
+			return err
+		}
+		err = b.tryCompression(ctx, m)
+		if err == nil {
+			b.compress = &compression{method: m}
+			if b.cfg.Compress == "auto" {
+				b.compress.tuner = &compress.Tuner{}
+			}
+			return nil
+		}
+		if b.cfg.Compress != "auto" || len(methods) == 1 || ctx.Err() != nil {
+			return fmt.Errorf("cannot use compression %q: %w", m.Name, err)
+		}
+		b.log.Info("compression does not work", "method", m.Name, "err", err)
+		methods = methods[1:]
+	}
+}
+
+func (b *backup) tryCompression(ctx context.Context, m compress.Method) error {
+	r, err := b.control.row(ctx, m.CheckSQL())
+	if err != nil {
+		return err
+	}
+	answer, err := hex.DecodeString(strings.TrimPrefix(r[0], `\x`))
+	if err != nil {
+		return err
+	}
+	return m.Check(answer)
+}
+
 // look sees that DIR and the places of tablespaces can be written to. Nothing
 // is touched yet.
 func (b *backup) look(ctx context.Context) error {
@@ -237,7 +299,7 @@ func (b *backup) look(ctx context.Context) error {
 	if b.places, err = places(b.facts.spaces, b.cfg.Tablespaces, old); err != nil {
 		return err
 	}
-	if err := distinct(ctx, b.control, b.facts.server, filepath.Join(b.cfg.Dir, "PG_VERSION"), "PG_VERSION"); err != nil {
+	if err := distinct(ctx, b.control, b.facts.server, b.cfg.Dir, "", ownNames); err != nil {
 		return err
 	}
 	for _, p := range b.places {
@@ -248,7 +310,8 @@ func (b *backup) look(ctx context.Context) error {
 			return &TablespaceError{p.space.oid, p.space.location, p.local, "it is inside the backup's own directory"}
 		}
 		sub := fmt.Sprintf("pg_tblspc/%d/%s", p.space.oid, b.facts.versionDir())
-		if err := distinct(ctx, b.control, b.facts.server, filepath.Join(p.local, b.facts.versionDir()), sub); err != nil {
+		own := filepath.Join(p.local, b.facts.versionDir())
+		if err := distinct(ctx, b.control, b.facts.server, own, sub, someNames(own)); err != nil {
 			return err
 		}
 		if err := p.vacant(); err != nil {
@@ -256,6 +319,17 @@ func (b *backup) look(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// lookAgain is for tablespaces that came or went before the backup began. What
+// comes after is in its WAL, which makes and fills it.
+func (b *backup) lookAgain(ctx context.Context) error {
+	spaces, err := b.control.tablespaces(ctx)
+	if err != nil || slices.Equal(spaces, b.facts.spaces) {
+		return err
+	}
+	b.facts.spaces = spaces
+	return b.look(ctx)
 }
 
 // pulseEvery is how often the control session is felt.
@@ -505,6 +579,9 @@ func (b *backup) list(ctx context.Context) error {
 	if b.listing.control == nil {
 		return &FileError{Server: b.facts.server, Path: "global/pg_control", Err: fs.ErrNotExist}
 	}
+	if n := len(b.listing.later); n > 0 {
+		b.warn(fmt.Sprintf("%d tablespaces were made during the backup: recovery will make them where the server has them, which must exist", n))
+	}
 	mode := fs.FileMode(b.facts.dirMode)
 	byLink := map[string]place{}
 	for _, p := range b.places {
@@ -555,7 +632,7 @@ func mkdir(name string, mode, umask fs.FileMode) error {
 func (b *backup) copy(ctx context.Context) error {
 	c := &copier{
 		dir: b.cfg.Dir, mode: b.fileMode(), umask: b.umask, d: b.dialer, f: b.facts, checksums: b.facts.checksums,
-		how: b.how, done: b.fileDone, copied: b.journal.add,
+		how: b.how, compress: b.compress, done: b.fileDone, copied: b.journal.add,
 	}
 	if b.cfg.MaxRate > 0 {
 		c.limit = &limiter{rate: b.cfg.MaxRate}
@@ -667,7 +744,10 @@ func (b *backup) total(saved *walsave.Result) {
 	if saved != nil {
 		r.WALFiles, r.WALBytes = saved.Segments, saved.Bytes
 	}
-	r.Compress = b.cfg.Compress
+	r.Compress = "none"
+	if b.compress != nil {
+		r.Compress = b.compress.method.Name
+	}
 	r.Elapsed = time.Since(b.began)
 }
 

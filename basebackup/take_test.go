@@ -116,3 +116,31 @@ func TestTake(t *testing.T) {
 		})
 	}
 }
+
+// What is compressed on the way arrives as it was.
+func TestTakeCompressed(t *testing.T) {
+	for _, major := range []int{13, 18} {
+		s := pgtest.Start(t, pgtest.Options{Major: major})
+		s.BenchInit(2)
+		s.Exec("CREATE EXTENSION pgcrypto")
+		conninfo := backupRole(s)
+		for _, name := range []string{"auto", "pgcrypto", "holes"} {
+			t.Run(fmt.Sprint(major, " ", name), func(t *testing.T) {
+				dir := filepath.Join(pgtest.Dir(t), "backup")
+				report := take(t, basebackup.Config{Conninfo: conninfo, Dir: dir, Compress: name})
+				if name == "pgcrypto" && report.Received > report.Bytes/3 {
+					t.Errorf("received %d bytes for %d", report.Received, report.Bytes)
+				}
+				verified(t, s.For(t), dir)
+				// The pages that changed are compressed too.
+				s.For(t).Exec("UPDATE pgbench_accounts SET abalance = 1 WHERE aid % 100 = 0")
+				s.For(t).Exec("CHECKPOINT")
+				report = take(t, basebackup.Config{Conninfo: conninfo, Dir: dir, Compress: name})
+				if report.Method != "page LSN" {
+					t.Errorf("refreshed by %q, because %s", report.Method, report.Reason)
+				}
+				verified(t, s.For(t), dir)
+			})
+		}
+	}
+}
