@@ -23,16 +23,20 @@ func (f *inflater) append(dst, src []byte, max int) ([]byte, error) {
 		return dst, err
 	}
 	n := len(dst)
-	dst = grow(dst, max+1)[:n+max+1]
+	dst = grow(dst, max)[:n+max]
 	end := n
-	for err == nil && end < len(dst) {
+	for err == nil {
+		// The end is seen, and the checksum verified, only by a read beyond it.
+		var beyond [1]byte
 		var got int
-		got, err = r.Read(dst[end:])
-		end += got
+		if end < len(dst) {
+			got, err = r.Read(dst[end:])
+			end += got
+		} else if got, err = r.Read(beyond[:]); got > 0 {
+			return dst[:n], tooMuch(max)
+		}
 	}
 	switch {
-	case end-n > max:
-		return dst[:n], tooMuch(max)
 	case err != io.EOF: // io.ErrUnexpectedEOF too: it was cut off
 		return dst[:n], &FormatError{Method: format, Reason: err.Error()}
 	case f.src.Len() > 0:
