@@ -27,12 +27,12 @@
 //
 // So pgcrypto costs the server 2 to 20 ms of processor time a MB, and wins while
 // the network brings less than the figure for each core that the server has to
-// spare: below 40 MB/s always, for most tables up to 1 Gbit/s and beyond. On a
+// spare: below 40 MB/s for all of these, for tables like pgbench's up to 1 Gbit/s. On a
 // line of 20 MB/s with four connections, pgbench_accounts came 18 times as soon
 // as without; on loopback it took half as long again. Holes costs 0.5 to 1 ms a
 // MB and brings little, except for tables with much free space and for files
-// that are mostly zeros. What a function costs is its own affair: zlib or gzip
-// at level 1 costs what pgcrypto does. Undoing it costs a core here for every
+// that are mostly zeros. What a function costs is its own affair, and was
+// not measured. Undoing it costs a core here for every
 // GB/s, at 30 bytes to one.
 //
 // # Invariants
@@ -51,7 +51,7 @@
 // It asks no server and opens no connection. It hides nothing: the key of
 // pgcrypto's messages is a known one, encryption is merely what comes with its
 // compression. Nothing is made on the server, so all of it works on a standby.
-// A temporary table would get lz4 out of TOAST, but not on a standby, and the
-// toasted bytes are out of a plain role's reach. The
-// session must have pg_catalog first in its search_path, as is the default.
+// TOAST's lz4 is not used: it needs a temporary table, which a standby refuses,
+// and a plain role may not SELECT from the table's TOAST table. The session must
+// have pg_catalog first in its search_path, as is the default.
 package compress
