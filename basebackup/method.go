@@ -123,6 +123,7 @@ func wrapped(wrap func(string) string, arg string) string {
 }
 
 // newerSQL is whether page i of chunk c is new, or its pd_lsn is not below x.
+// The parentheses matter: to SQL << and | are of one precedence.
 // pd_lsn is two little-endian words, the high one first (PageXLogRecPtr). A
 // server on a big-endian machine is refused long before, by its pg_control.
 var newerSQL = func() string {
@@ -132,7 +133,7 @@ var newerSQL = func() string {
 		if i > 0 {
 			b.WriteString(" | ")
 		}
-		fmt.Fprintf(&b, "get_byte(c, i*8192+%d)::int8 << %d", byteAt, 56-8*i)
+		fmt.Fprintf(&b, "(get_byte(c, i*8192+%d)::int8 << %d)", byteAt, 56-8*i)
 	}
 	b.WriteString(" AS v) l)")
 	return b.String()
