@@ -37,7 +37,8 @@ type listing struct {
 	dirs    []string // parents before children
 	files   []*file
 	bytes   int64
-	control *file // pg_control, which is not among the files
+	control *file    // pg_control, which is not among the files
+	later   []string // pg_tblspc/OID of tablespaces that were made since the backup began
 }
 
 // listSQL walks the data directory. Everything may vanish while it does: then
@@ -137,8 +138,9 @@ func (l *listing) add(p string, size, mtime int64) {
 }
 
 // settle takes out what is only known to be superfluous once all is listed:
-// other forks of unlogged relations, which start anew from their init fork; and
-// tablespaces that are inside the data directory, a second time.
+// other forks of unlogged relations, which start anew from their init fork;
+// tablespaces that are inside the data directory, a second time; and those that
+// were made since the backup began.
 func (l *listing) settle(f *facts) {
 	unlogged := map[string]bool{}
 	for _, f := range l.files {
@@ -146,11 +148,12 @@ func (l *listing) settle(f *facts) {
 			unlogged[dir+"/"+rel] = true
 		}
 	}
-	twice := f.inside(l.dirs)
-	l.dirs = slices.DeleteFunc(l.dirs, func(d string) bool { return under(d, twice) })
+	l.later = f.later(l.dirs)
+	not := append(f.inside(l.dirs), l.later...)
+	l.dirs = slices.DeleteFunc(l.dirs, func(d string) bool { return under(d, not) })
 	kept := l.files[:0]
 	for _, f := range l.files {
-		if temporary(f.path) || under(f.path, twice) {
+		if temporary(f.path) || under(f.path, not) {
 			continue
 		}
 		if dir, rel, fork, _, ok := relationFile(f.path); ok && fork != "init" && unlogged[dir+"/"+rel] {
@@ -164,6 +167,19 @@ func (l *listing) settle(f *facts) {
 		kept = append(kept, f)
 	}
 	l.files = kept
+}
+
+// later are tablespaces that are not among those the backup began with. Replay
+// makes them and what is in them, and fails if something is in its way: what it
+// makes is a link.
+func (f *facts) later(dirs []string) (found []string) {
+	for _, d := range dirs {
+		oid, ok := strings.CutPrefix(d, "pg_tblspc/")
+		if n, is := number(oid); ok && is && !slices.ContainsFunc(f.spaces, func(t tablespace) bool { return t.oid == n }) {
+			found = append(found, d)
+		}
+	}
+	return found
 }
 
 // inside are the directories of tablespaces whose location is in the data

@@ -146,24 +146,54 @@ func (e *LiveError) Error() string {
 	return fmt.Sprintf("directory %q is server %q's own", e.Dir, e.Server)
 }
 
-// distinct makes sure that local, if it exists, is not the server's own file or
-// directory of that path. Two files can have the same content and times of
+// distinct makes sure that local, if it exists, is not the directory remote of
+// the server's own. Two files can have the same content and times of
 // modification, but the time of the last change of an inode cannot be copied.
-func distinct(ctx context.Context, s *session, server, local, remote string) error {
-	info, err := os.Stat(local)
-	if err != nil {
-		return nil // not there, or not to be had: then it is not written to either
+// One file can have the same by chance, if the server's was made in the second
+// in which ours was; so all of names must, which are in both.
+func distinct(ctx context.Context, s *session, server, local, remote string, names []string) error {
+	paths := make([]string, len(names))
+	for i, n := range names {
+		paths[i] = path.Join(remote, n)
 	}
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return nil
-	}
-	r, err := s.row(ctx, fmt.Sprintf("SELECT extract(epoch FROM change)::int8, extract(epoch FROM modification)::int8 FROM pg_stat_file(%s, true)", literal(remote)))
+	rows, err := s.rows(ctx, fmt.Sprintf(`SELECT extract(epoch FROM change)::int8, extract(epoch FROM modification)::int8
+FROM unnest(%s::text[]) WITH ORDINALITY u(p, n), pg_stat_file(p, true) ORDER BY n`, literal(textArray(paths))))
 	if err != nil {
 		return err
 	}
-	if r[0] == strconv.FormatInt(changeTime(st), 10) && r[1] == strconv.FormatInt(info.ModTime().Unix(), 10) {
-		return &LiveError{server, local}
+	if len(rows) != len(names) {
+		return fmt.Errorf("server answered %d rows where %d were expected", len(rows), len(names))
 	}
-	return nil
+	for i, n := range names {
+		info, err := os.Stat(filepath.Join(local, filepath.FromSlash(n)))
+		if err != nil {
+			return nil // not there, or not to be had: then it is not written to either
+		}
+		st, ok := info.Sys().(*syscall.Stat_t)
+		if !ok || rows[i][0] != strconv.FormatInt(changeTime(st), 10) || rows[i][1] != strconv.FormatInt(info.ModTime().Unix(), 10) {
+			return nil
+		}
+	}
+	return &LiveError{server, local}
+}
+
+// ownNames are in every data directory while a server runs there, and the second
+// in no other.
+var ownNames = []string{"PG_VERSION", "postmaster.pid"}
+
+// someNames are the directory dir itself, and some of what is in it.
+func someNames(dir string) []string {
+	const enough = 100
+	names := []string{"."}
+	filepath.WalkDir(dir, func(name string, e fs.DirEntry, err error) error {
+		rel, relErr := filepath.Rel(dir, name)
+		if err != nil || relErr != nil || len(names) > enough {
+			return filepath.SkipAll
+		}
+		if !e.IsDir() {
+			names = append(names, filepath.ToSlash(rel))
+		}
+		return nil
+	})
+	return names
 }
