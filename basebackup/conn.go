@@ -168,6 +168,13 @@ func (d *dialer) stream(ctx context.Context) (*stream, error) {
 	if err != nil {
 		return nil, err
 	}
+	// A write that took long has made pgconn read beside it, for fear of a
+	// deadlock, and that reader may still be there to take the first bytes from
+	// us.
+	if err := pc.SyncConn(ctx); err != nil {
+		pc.Close(ctx)
+		return nil, &ConnectError{Server: d.String(), Err: err}
+	}
 	h, err := pc.Hijack()
 	if err != nil {
 		return nil, err
