@@ -186,8 +186,8 @@ const (
 // connection's startup said: another one's is a pooler's.
 func (f *facts) fit(startupPID uint32) error {
 	switch {
-	case f.major < oldestMajor:
-		return &SettingError{f.server, "server_version", f.version, "13 or later"}
+	case f.major < oldestMajor, f.major > newestMajor:
+		return &SettingError{f.server, "server_version", f.version, "13 to 18"}
 	case f.blockSize != 8192:
 		return &SettingError{f.server, "block_size", strconv.Itoa(f.blockSize), "8192"}
 	case startupPID != 0 && startupPID != f.pid:
