@@ -95,6 +95,10 @@ func (ss *slots) save() error {
 	return err
 }
 
+// maxSlots bounds what clients can make: each holds WAL, is written to disk, and
+// is somebody's standby. No primary allows so many without being told to.
+const maxSlots = 1000
+
 // create makes a slot. A temporary one belongs to by, and goes with it.
 func (ss *slots) create(name string, temporary bool, restart wal.LSN, by *standby) error {
 	if err := pgrepl.CheckSlotName(name); err != nil {
@@ -105,6 +109,10 @@ func (ss *slots) create(name string, temporary bool, restart wal.LSN, by *standb
 	if ss.slots[name] != nil {
 		ss.mu.Unlock()
 		return pgrepl.Errorf("42710", "replication slot %q already exists", name)
+	}
+	if len(ss.slots) >= maxSlots {
+		ss.mu.Unlock()
+		return pgrepl.Errorf("53400", "all replication slots are in use")
 	}
 	// Nobody else gets it before it is on disk.
 	s.take(by)
