@@ -27,29 +27,32 @@ func TestAllParts(t *testing.T) {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
 	out := t.TempDir()
-	halves := []string{"commit,latency", "drain,reader,fanout,memory"} // at once: nobody counts
-	var said [2]bytes.Buffer
+	thirds := []string{ // at once: nobody counts
+		"commit,latency", "drain,reader,fanout,memory", "backup,backupmany,backupfar,backupslow,backuprefresh,backuplist",
+	}
+	var said [3]bytes.Buffer
 	var group sync.WaitGroup
-	for i, half := range halves {
+	for i, third := range thirds {
 		group.Go(func() {
 			status := command(t.Context(), []string{
-				"-rideau", program, "-out", filepath.Join(out, half), "-profile", out, "-run", half, "-rounds", "1",
+				"-rideau", program, "-out", filepath.Join(out, third), "-profile", out, "-run", third, "-rounds", "1",
 				"-seconds", "1", "-clients", "2", "-receivers", "10", "-scale", "1", "-backlog", "16",
+				"-backupscale", "1", "-relations", "20", "-files", "1500",
 			}, &said[i], &said[i])
 			if status != 0 {
-				t.Errorf("%s: exit status %d", half, status)
+				t.Errorf("%s: exit status %d", third, status)
 			}
 		})
 	}
 	group.Wait()
-	stdout := said[0].String() + said[1].String()
+	stdout := said[0].String() + said[1].String() + said[2].String()
 	if t.Failed() {
 		t.Fatal(stdout)
 	}
 
 	var r results
-	for _, half := range halves {
-		files, err := filepath.Glob(filepath.Join(out, half, "*.json"))
+	for _, third := range thirds {
+		files, err := filepath.Glob(filepath.Join(out, third, "*.json"))
 		if err != nil || len(files) != 1 {
 			t.Fatalf("results are in %q, %v; want one file", files, err)
 		}
@@ -75,6 +78,13 @@ func TestAllParts(t *testing.T) {
 		{"fanout, live WAL to 10, primary pays", "relay"}, {"fanout, live WAL to 10, primary pays", "direct"},
 		{"memory, 50 receivers", "relay"},
 		{"latency added, p50", "relay"}, {"latency added, p99", "standby"},
+		{"backup", "rideau"}, {"backup", "rideau -j 2"}, {"backup", "pg_basebackup"}, {"backup", "cp -r"},
+		{"backup, CPU a GB", "rideau"}, {"backup, server's CPU a GB", "pg_basebackup"}, {"backup, memory", "rideau"},
+		{"backup of small relations", "rideau"}, {"backup of small relations, memory", "rideau"},
+		{"backup, 5 ms", "rideau"}, {"backup, 50 MB/s a connection", "pg_basebackup"},
+		{"backup, 20 MB/s in all", "--compress=auto"}, {"backup, 20 MB/s in all, received", "--compress=none"},
+		{"backup, 1 % changed, time", "refresh"}, {"backup, 1 % changed, received", "full"},
+		{"backup, listing", "rideau"}, {"backup, listing, memory", "rideau"},
 	} {
 		switch s := r.find(want.figure, want.who); {
 		case s == nil:
@@ -93,7 +103,7 @@ func TestAllParts(t *testing.T) {
 			t.Errorf("%s was not printed", c.Figure)
 		}
 	}
-	for _, name := range []string{"drain.prof", "fanout.prof", "live.prof"} {
+	for _, name := range []string{"drain.prof", "fanout.prof", "live.prof", "backup.prof"} {
 		if info, err := os.Stat(filepath.Join(out, name)); err != nil || info.Size() == 0 {
 			t.Errorf("there is no profile %s: %v", name, err)
 		}

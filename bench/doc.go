@@ -1,8 +1,8 @@
 // Command bench measures rideau beside what it stands beside: pg_receivewal, a
-// standby, pg_waldump, a primary that serves its receivers itself.
+// standby, pg_waldump, a primary that serves its receivers itself, pg_basebackup.
 //
-//	go run ./bench                          all of it, 30 to 40 minutes
-//	go run ./bench -quick                   all of it, small, within a minute
+//	go run ./bench                          all of it, about an hour
+//	go run ./bench -quick                   all of it, small, within two minutes
 //	go run ./bench -run commit -rounds 9    one part, more often
 //
 // A number alone says more about the machine than about the program, so every

@@ -47,6 +47,12 @@ var parts = []struct {
 	{"fanout", (*bench).fanout},
 	{"memory", (*bench).memory},
 	{"latency", (*bench).latency},
+	{"backup", (*bench).backup},
+	{"backupmany", (*bench).backupMany},
+	{"backupfar", (*bench).backupFar},
+	{"backupslow", (*bench).backupSlow},
+	{"backuprefresh", (*bench).backupRefresh},
+	{"backuplist", (*bench).backupList},
 }
 
 // A config is what the command line says.
@@ -60,6 +66,10 @@ type config struct {
 	BacklogMB int      `json:"backlog_mb"` // WAL to drain, read and fan out
 	Major     int      `json:"major"`      // of PostgreSQL
 
+	BackupScale int `json:"backup_scale"` // of pgbench, for backups
+	Relations   int `json:"relations"`    // of the backup of small ones
+	Files       int `json:"files"`        // to be listed
+
 	program string // rideau
 	out     string // folder for JSON; none if empty
 	profile string // folder for profiles; none if empty
@@ -68,11 +78,11 @@ type config struct {
 func parse(args []string, stderr io.Writer) (config, error) {
 	cfg := config{
 		Rounds: 5, Seconds: 10, Clients: []int{1, 8, 32}, Receivers: []int{1, 10, 50},
-		Scale: 20, BacklogMB: 2048, Major: 15,
+		Scale: 20, BacklogMB: 2048, Major: 15, BackupScale: 140, Relations: 20000, Files: 200000,
 	}
 	quick := config{
 		Rounds: 1, Seconds: 1, Clients: []int{1, 8}, Receivers: []int{10, 50},
-		Scale: 4, BacklogMB: 112, Major: 15,
+		Scale: 4, BacklogMB: 112, Major: 15, BackupScale: 8, Relations: 500, Files: 2000,
 	}
 	if slices.ContainsFunc(args, func(a string) bool { return strings.TrimLeft(a, "-") == "quick" }) {
 		cfg = quick
@@ -84,7 +94,7 @@ func parse(args []string, stderr io.Writer) (config, error) {
 
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	fs.SetOutput(stderr)
-	fs.Bool("quick", false, "small sizes, within a minute: to see that it works, not how well")
+	fs.Bool("quick", false, "small sizes, within two minutes: to see that it works, not how well")
 	run := fs.String("run", strings.Join(all, ","), "`parts` to run")
 	fs.IntVar(&cfg.Rounds, "rounds", cfg.Rounds, "how often each takes its turn")
 	fs.IntVar(&cfg.Seconds, "seconds", cfg.Seconds, "length of a run of pgbench, and of the commits whose latency is taken")
@@ -92,10 +102,13 @@ func parse(args []string, stderr io.Writer) (config, error) {
 	receivers := fs.String("receivers", join(cfg.Receivers), "numbers of `receivers` of the fan-out")
 	fs.IntVar(&cfg.Scale, "scale", cfg.Scale, "scale of pgbench")
 	fs.IntVar(&cfg.BacklogMB, "backlog", cfg.BacklogMB, "`MB` of WAL to drain, read and fan out")
+	fs.IntVar(&cfg.BackupScale, "backupscale", cfg.BackupScale, "scale of pgbench for backups; 140 are 2 GB")
+	fs.IntVar(&cfg.Relations, "relations", cfg.Relations, "number of small relations to back up")
+	fs.IntVar(&cfg.Files, "files", cfg.Files, "number of small files to list")
 	fs.IntVar(&cfg.Major, "major", cfg.Major, "version of PostgreSQL, 15 or later")
 	fs.StringVar(&cfg.program, "rideau", "./rideau", "the `program` that is measured; make build makes it")
 	fs.StringVar(&cfg.out, "out", "bench/out", "`folder` for the results as JSON; empty for none")
-	fs.StringVar(&cfg.profile, "profile", "", "drain and fan out once more with the relay in this process, not counted, and leave CPU profiles in this `folder`")
+	fs.StringVar(&cfg.profile, "profile", "", "drain, fan out and back up once more in this process, not counted, and leave CPU profiles in this `folder`")
 	fs.Usage = func() {
 		fmt.Fprintf(stderr, "Usage: go run ./bench [options]\n\nMeasures rideau beside PostgreSQL's own tools and servers.\n\nOptions:\n")
 		fs.PrintDefaults()
@@ -119,9 +132,9 @@ func parse(args []string, stderr io.Writer) (config, error) {
 		if cfg.Receivers, err = split(*receivers); err != nil {
 			return fmt.Errorf("receivers: %w", err)
 		}
-		for _, n := range []int{cfg.Rounds, cfg.Seconds, cfg.Scale, cfg.BacklogMB} {
+		for _, n := range []int{cfg.Rounds, cfg.Seconds, cfg.Scale, cfg.BacklogMB, cfg.BackupScale, cfg.Relations, cfg.Files} {
 			if n < 1 {
-				return fmt.Errorf("rounds, seconds, scale and backlog must be at least 1, not %d", n)
+				return fmt.Errorf("rounds, seconds, scales, backlog, relations and files must be at least 1, not %d", n)
 			}
 		}
 		if cfg.Major < 15 {

@@ -15,3 +15,5 @@ func dieWithUs(*syscall.SysProcAttr) {}
 func onDisk(string) error { return nil }
 
 func cpuClock(int) (time.Duration, error) { return 0, errors.ErrUnsupported }
+
+func cpuOfChildren(int) (time.Duration, error) { return 0, errors.ErrUnsupported }
