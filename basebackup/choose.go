@@ -56,6 +56,11 @@ func (b *backup) choose(ctx context.Context, reader *walsave.ConnReader) error {
 	if err := b.readSummaries(ctx, reader); err != nil {
 		return err
 	}
+	// Somebody may have started a server in DIR while this one took its time
+	// over the checkpoint. Soon nobody can.
+	if pid := serverPID(b.cfg.Dir); pid != 0 {
+		return &RunningError{Dir: b.cfg.Dir, PID: pid}
+	}
 	if b.local.kind == localInterrupted {
 		text, err := b.state.saved(oldManifest)
 		if err != nil {
