@@ -361,7 +361,8 @@ func (p *Proxy) gone(l *link) bool { return p.closed || l.reset }
 func (p *Proxy) waitUntil(l *link, at time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	timer := time.AfterFunc(time.Until(at), p.cond.Broadcast)
+	// With the lock, or it could fire between our look at the clock and Wait.
+	timer := time.AfterFunc(time.Until(at), func() { p.change(func() {}) })
 	defer timer.Stop()
 	for time.Now().Before(at) && !p.gone(l) {
 		rate, shared := p.rate, p.shared
