@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math"
 	"net"
 	"os"
@@ -376,6 +377,11 @@ func lost(err error) bool {
 		// connections; 53300: too many of them, of others. 40001: on a standby,
 		// what is replayed takes precedence over who reads.
 		return strings.HasPrefix(pg.Code, "57P") || strings.HasPrefix(pg.Code, "08") || pg.Code == "53300" || pg.Code == "40001"
+	}
+	// What a disk says looks like the network's: the errno in it is a net.Error.
+	var disk *fs.PathError
+	if errors.As(err, &disk) {
+		return false
 	}
 	var op net.Error
 	return errors.As(err, &op) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
