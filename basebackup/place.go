@@ -2,6 +2,7 @@ package basebackup
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -177,9 +178,22 @@ FROM unnest(%s::text[]) WITH ORDINALITY u(p, n), pg_stat_file(p, true) ORDER BY 
 	return &LiveError{server, local}
 }
 
-// ownNames are in every data directory while a server runs there, and the second
-// in no other.
-var ownNames = []string{"PG_VERSION", "postmaster.pid"}
+// distinctDir makes sure that dir is not the server's data directory. In that,
+// while the server runs, there is the lock file of this server and no other.
+func distinctDir(ctx context.Context, s *session, server, dir string) error {
+	local, err := os.ReadFile(filepath.Join(dir, "postmaster.pid"))
+	if err != nil {
+		return nil
+	}
+	r, err := s.row(ctx, "SELECT encode(pg_read_binary_file('postmaster.pid', 0, 8192, true), 'hex')")
+	if err != nil {
+		return err
+	}
+	if r[0] != hex.EncodeToString(local) {
+		return nil
+	}
+	return distinct(ctx, s, server, dir, "", []string{"PG_VERSION"})
+}
 
 // someNames are the directory dir itself, and some of what is in it.
 func someNames(dir string) []string {

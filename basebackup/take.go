@@ -299,7 +299,7 @@ func (b *backup) look(ctx context.Context) error {
 	if b.places, err = places(b.facts.spaces, b.cfg.Tablespaces, old); err != nil {
 		return err
 	}
-	if err := distinct(ctx, b.control, b.facts.server, b.cfg.Dir, "", ownNames); err != nil {
+	if err := distinctDir(ctx, b.control, b.facts.server, b.cfg.Dir); err != nil {
 		return err
 	}
 	for _, p := range b.places {
