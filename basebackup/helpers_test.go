@@ -127,6 +127,8 @@ func (r *running) end(t *testing.T) (*basebackup.Report, error) {
 		case <-r.done:
 			return true, ""
 		default:
+			r.watch.mu.Lock()
+			defer r.watch.mu.Unlock()
 			return false, fmt.Sprintf("%+v", r.watch.last)
 		}
 	})
@@ -179,7 +181,8 @@ func balanced(t *testing.T, s *pgtest.Server) {
 // version can tell, that the tables are whole.
 func sound(t *testing.T, s *pgtest.Server) {
 	t.Helper()
-	for _, db := range s.Query("SELECT datname FROM pg_database WHERE datallowconn") {
+	// What DROP DATABASE was at when it was canceled has a limit of -2.
+	for _, db := range s.Query("SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2") {
 		in(t, s, db[0], "CREATE EXTENSION IF NOT EXISTS amcheck")
 		in(t, s, db[0], `SELECT bt_index_check(i.indexrelid, true) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
 JOIN pg_am a ON a.oid = c.relam WHERE a.amname = 'btree' AND i.indisvalid AND c.relpersistence = 'p'`)
