@@ -57,6 +57,9 @@ func (b *bench) pgBasebackup(s *pgserver.Server, conninfo string) copyist {
 		if err != nil {
 			return copied{}, err
 		}
+		// Should we be interrupted, its child, who has the WAL, outlives it with
+		// our pipe in hand.
+		cmd.WaitDelay = 5 * time.Second
 		return b.paid(ctx, s, cmd)
 	}}
 }

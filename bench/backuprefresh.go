@@ -80,7 +80,8 @@ const backupListFigure = "backup, listing"
 
 // backupList measures how long the server's files take to be listed, up to the
 // first byte that is copied, and what many of them take of memory: small ones,
-// a thousand in a directory.
+// a thousand in a directory. It has no peer: pg_basebackup syncs each file, and
+// was not done with 200,000 within two minutes.
 func (b *bench) backupList(ctx context.Context) (err error) {
 	s, err := b.server(ctx, "backuplist", nil)
 	if err != nil {
@@ -112,16 +113,15 @@ func (b *bench) backupList(ctx context.Context) (err error) {
 		}
 		b.results.add(backupListFigure, "rideau", "s", took.Seconds())
 	}
-	list := []copyist{b.rideauBackup(s, "rideau", s.Conninfo("")), b.pgBasebackup(s, s.Conninfo(""))}
+	list := []copyist{b.rideauBackup(s, "rideau", s.Conninfo(""))}
 	err = b.turns(ctx, "backuplist", s, list, func(who string, c copied) {
-		b.results.add(backupListFigure+" and copying, "+fmt.Sprint(b.cfg.Files)+" files", who, "files/s", float64(b.cfg.Files)/c.took.Seconds())
+		b.results.add(backupListFigure+" and copying", who, "files/s", float64(b.cfg.Files)/c.took.Seconds())
 		b.results.add(backupListFigure+", memory", who, "MB", float64(c.memory)/1e6)
 	})
 	if err != nil {
 		return err
 	}
 	b.results.limit(backupListFigure, "rideau", 10)
-	b.results.compare(backupListFigure+" and copying, "+fmt.Sprint(b.cfg.Files)+" files", "rideau", "pg_basebackup", 0)
 	b.results.limit(backupListFigure+", memory", "rideau", maxBackupMemory)
 	return nil
 }
