@@ -89,6 +89,11 @@ func (b *backup) choose(ctx context.Context, reader *walsave.ConnReader) error {
 		if b.baseFiles != nil {
 			old[oldManifest] = b.local.manifestBytes
 		}
+		for _, name := range b.local.leftovers {
+			if err := os.RemoveAll(filepath.Join(b.cfg.Dir, name)); err != nil {
+				return err
+			}
+		}
 		if b.state, err = createState(b.cfg.Dir, init, old); err != nil {
 			return err
 		}
@@ -119,7 +124,11 @@ func (b *backup) ladderServer(ctx context.Context, reader *walsave.ConnReader) (
 	s := &ladderServer{systemID: f.systemID, major: f.major, catalog: f.catalog, recovery: f.recovery, checksums: f.checksums, start: b.start.LSN}
 	text := ""
 	if b.start.TLI > 1 {
-		raw, err := reader.ReadFile(ctx, fmt.Sprintf("pg_wal/%08X.history", uint32(b.start.TLI)), 0, 1<<20)
+		var raw []byte
+		err := b.patiently(ctx, func() (err error) {
+			raw, err = reader.ReadFile(ctx, fmt.Sprintf("pg_wal/%08X.history", uint32(b.start.TLI)), 0, 1<<20)
+			return err
+		})
 		if err != nil {
 			return nil, &FileError{Server: f.server, Path: fmt.Sprintf("pg_wal/%08X.history", uint32(b.start.TLI)), Err: err}
 		}
@@ -240,35 +249,61 @@ func (r *remoteFile) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// survey finds out of which main forks DIR has something that the base's rung
+// survey finds out of which main forks DIR has something that the plan's rungs
 // may be used for. All others are made void before anything is written to them:
-// a later attempt must not take half of a new file for the base's.
+// a later attempt must not take half of a new file for what was there before.
+//
+// On the way it takes out what is a file of another name too, a symbolic or a
+// hard link: to write to it would change something that is not DIR's alone.
 func (b *backup) survey() error {
-	if b.plan.base.kind == everything {
+	if b.local.kind == localEmpty {
 		return nil
 	}
 	var void []string
 	for _, f := range b.listing.files {
-		if f.kind != mainFork || b.state.void(f.path) {
+		name := filepath.Join(b.cfg.Dir, filepath.FromSlash(f.path))
+		info, err := os.Lstat(name)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		ok := err == nil && info.Mode().IsRegular() && !linked(info)
+		if err == nil && !ok {
+			if err := os.Remove(name); err != nil {
+				return err
+			}
+		}
+		if f.kind != mainFork {
 			continue
 		}
-		info, err := os.Lstat(filepath.Join(b.cfg.Dir, filepath.FromSlash(f.path)))
-		ok := err == nil && info.Mode().IsRegular()
-		if ok && b.baseFiles != nil {
-			size, has := b.baseFiles[f.path]
-			ok = has && size == info.Size()
+		reach, journaled := b.state.reach(f.path)
+		switch {
+		case journaled:
+			ok = ok && info.Size() >= reach
+			f.base = ok && !b.state.void(f.path) && b.ofBase(f, info)
+		case b.state.void(f.path):
+			continue
+		default:
+			ok = ok && b.ofBase(f, info)
+			f.base = ok
 		}
-		f.base = ok
-		if !ok {
+		if !ok && (journaled || b.plan.base.kind != everything) {
 			void = append(void, f.path)
 		}
 	}
-	// What the journal says of such a file is its own: it is of a new file.
-	void = slices.DeleteFunc(void, func(p string) bool {
-		_, _, ok := b.state.known(p, 0)
-		return ok
-	})
 	return b.state.forget(void...)
+}
+
+// ofBase reports whether a file is as the base had it: with a manifest, by its
+// size there.
+func (b *backup) ofBase(f *file, info fs.FileInfo) bool {
+	if b.plan.base.kind == everything {
+		return false
+	}
+	if b.baseFiles == nil {
+		return true
+	}
+	size, has := b.baseFiles[f.path]
+	return has && size == info.Size()
 }
 
 // how is the copier's question: how is this extent to be copied?
@@ -276,11 +311,13 @@ func (b *backup) how(f *file, extent int, off, n int64) (method, wal.LSN, []uint
 	if f.kind != mainFork {
 		return whole, 0, nil
 	}
-	since, length, known := b.state.known(f.path, extent)
+	_, length, known := b.state.known(f.path, extent)
 	r := rung{kind: everything}
 	switch {
 	case known && length == n:
-		r = rung{kind: b.plan.journal.kind, since: since}
+		// Not since its own attempt: a later one, of a server that lagged behind,
+		// may have written older pages over it before it was cut off.
+		r = b.plan.journal
 	case f.base:
 		r = b.plan.base
 	}

@@ -28,6 +28,7 @@ const applicationName = "rideau basebackup"
 type dialer struct {
 	config *pgconn.Config
 	pinned bool
+	who    string // what the server said to whoSQL, once that is known
 }
 
 func newDialer(conninfo string) (*dialer, error) {
@@ -66,7 +67,39 @@ func (d *dialer) connect(ctx context.Context) (*pgconn.PgConn, error) {
 		pc.Close(ctx)
 		return nil, &ConnectError{Server: d.String(), Err: err}
 	}
+	if err := d.meets(ctx, pc); err != nil {
+		pc.Close(ctx)
+		return nil, err
+	}
 	return pc, nil
+}
+
+// whoSQL is what tells a server from all others, and from itself after a
+// restart. The same name may lead elsewhere the next time.
+const whoSQL = `SELECT concat_ws(' ', system_identifier, pg_postmaster_start_time(), current_setting('port'), s.change)
+FROM pg_control_system(), pg_stat_file('PG_VERSION', true) s`
+
+// An OtherServerError says that a connection came to another server than the
+// backup's.
+type OtherServerError struct{ Server string }
+
+func (e *OtherServerError) Error() string {
+	return fmt.Sprintf("connections to %q lead to different servers, or it was restarted", e.Server)
+}
+
+// meets makes sure that pc is connected to the server that the first was.
+func (d *dialer) meets(ctx context.Context, pc *pgconn.PgConn) error {
+	if d.who == "" {
+		return nil
+	}
+	results, err := pc.Exec(ctx, whoSQL).ReadAll()
+	if err != nil {
+		return &ConnectError{Server: d.String(), Err: err}
+	}
+	if len(results) != 1 || len(results[0].Rows) != 1 || string(results[0].Rows[0][0]) != d.who {
+		return &OtherServerError{Server: d.String()}
+	}
+	return nil
 }
 
 // A ConnectError reports a server that could not be connected to. Err is
@@ -125,6 +158,12 @@ func (d *dialer) pin(pc *pgconn.PgConn) {
 		}
 	}
 	if len(same) > 0 {
+		// By address: a name may have several.
+		if host, _, err := net.SplitHostPort(remote.String()); err == nil && remote.Network() != "unix" {
+			for _, f := range same {
+				f.Host = host
+			}
+		}
 		d.config.Host, d.config.Port, d.config.TLSConfig = same[0].Host, same[0].Port, same[0].TLSConfig
 		d.config.Fallbacks = same[1:]
 	}
@@ -377,6 +416,11 @@ func lost(err error) bool {
 		// connections; 53300: too many of them, of others. 40001: on a standby,
 		// what is replayed takes precedence over who reads.
 		return strings.HasPrefix(pg.Code, "57P") || strings.HasPrefix(pg.Code, "08") || pg.Code == "53300" || pg.Code == "40001"
+	}
+	// There may be several behind one name, and the next try find ours.
+	var other *OtherServerError
+	if errors.As(err, &other) {
+		return true
 	}
 	// What a disk says looks like the network's: the errno in it is a net.Error.
 	var disk *fs.PathError

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -49,6 +50,8 @@ type task struct {
 	crcs   []uint32 // of its chunks
 	left   int      // chunks that are not done
 	bytes  int64    // of those that are
+
+	damaged []CorruptPage
 }
 
 // A sum is what is known of a file of several extents while they are copied by
@@ -68,6 +71,8 @@ type copier struct {
 	d         *dialer
 	f         *facts
 	checksums bool
+	start     wal.LSN        // of this backup
+	end       func() wal.LSN // how far the server's WAL is now
 	how       func(f *file, extent int, off, n int64) (how method, since wal.LSN, picks []uint32)
 	limit     *limiter
 	compress  *compression // nil: nothing is
@@ -325,9 +330,28 @@ func (w *worker) loop() error {
 		if err != nil {
 			return err
 		}
+		if err := w.pause(again); err != nil {
+			return err
+		}
 		if err := w.ask(again); err != nil {
 			return err
 		}
+	}
+}
+
+// pause lets a moment pass before pages are read again that looked wrong twice:
+// the server may be in the middle of writing them.
+func (w *worker) pause(again []*request) error {
+	if !slices.ContainsFunc(again, func(r *request) bool { return r.tries > 0 }) {
+		return nil
+	}
+	timer := time.NewTimer(20 * time.Millisecond)
+	defer timer.Stop()
+	select {
+	case <-w.ctx.Done():
+		return w.ctx.Err()
+	case <-timer.C:
+		return nil
 	}
 }
 
@@ -343,7 +367,7 @@ func (w *worker) close() {
 		}
 		if t.left > 0 || t.crcs == nil {
 			w.c.bytes.Add(-t.bytes)
-			t.crcs, t.bytes = nil, 0
+			t.crcs, t.bytes, t.damaged = nil, 0, nil
 			undone = append(undone, t)
 		}
 	}
@@ -689,25 +713,30 @@ func (w *worker) check(r *request, content []byte, blocks []uint16) (suspects []
 		for len(blocks) > 0 && int(blocks[0]) < i {
 			blocks = blocks[1:]
 		}
-		kept := r.method == newer && (len(blocks) == 0 || int(blocks[0]) != i)
+		kept := r.method != whole && (len(blocks) == 0 || int(blocks[0]) != i)
 		if page.Check(p, first+uint32(i), w.c.checksums) && !(kept && page.IsZero(p)) {
 			continue
 		}
 		if r.method == whole && r.tries > 0 {
 			k := slices.IndexFunc(r.seen, func(s suspectPage) bool { return s.index == i })
-			same := k >= 0 && string(r.seen[k].bytes[:]) == string(p)
-			if same || r.tries >= maxTries {
-				fault := page.Explain(p, first+uint32(i), w.c.checksums)
-				damaged = append(damaged, CorruptPage{Path: r.task.file.path, Block: first + uint32(i), Detail: fault.String()})
+			if k >= 0 && string(r.seen[k].bytes[:]) == string(p) {
+				// What was changed since the start is replayed as a whole page.
+				if page.LSN(p) < w.c.start || page.LSN(p) > w.c.end() {
+					fault := page.Explain(p, first+uint32(i), w.c.checksums)
+					damaged = append(damaged, CorruptPage{Path: r.task.file.path, Block: first + uint32(i), Detail: fault.String()})
+				}
 				continue
+			}
+			if r.tries >= maxTries {
+				continue // another each time: it is being written, again and again
 			}
 		}
 		s := suspectPage{index: i}
 		copy(s.bytes[:], p)
 		suspects = append(suspects, s)
 	}
-	if suspects == nil && damaged != nil {
-		w.c.report(damaged)
+	if suspects == nil {
+		r.task.damaged = append(r.task.damaged, damaged...)
 	}
 	return suspects
 }
@@ -733,7 +762,7 @@ func (w *worker) open(t *task) error {
 
 // create opens a file of the copy for reading and writing.
 func (c *copier) create(path string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(c.dir, filepath.FromSlash(path)), os.O_RDWR|os.O_CREATE, c.mode)
+	f, err := os.OpenFile(filepath.Join(c.dir, filepath.FromSlash(path)), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, c.mode)
 	if err == nil && c.umask&c.mode != 0 {
 		err = f.Chmod(c.mode)
 	}
@@ -743,12 +772,14 @@ func (c *copier) create(path string) (*os.File, error) {
 // finish ends a task whose chunks are all done, and its file if it is the last.
 func (w *worker) finish(t *task) error {
 	w.drop(t)
-	f := t.file
-	f.sum.crcs[t.extent] = w.combine(t.crcs, t.n)
-	last := f.sum.left.Add(-1) == 0
+	w.c.report(t.damaged)
+	// Whoever ends the last task takes the sum off the file, perhaps at once.
+	f, sum := t.file, t.file.sum
+	sum.crcs[t.extent] = w.combine(t.crcs, t.n)
+	last := sum.left.Add(-1) == 0
 	size := f.size
-	if f.sum.size >= 0 {
-		size = f.sum.size
+	if last && sum.size >= 0 {
+		size = sum.size
 	}
 	if last {
 		// What it had before may have been longer.
@@ -761,21 +792,21 @@ func (w *worker) finish(t *task) error {
 	if err != nil {
 		return err
 	}
-	if f.kind == mainFork && !f.sum.vanished.Load() {
+	vanished := sum.vanished.Load()
+	if f.kind == mainFork && !vanished {
 		w.c.copied(t)
 	}
 	if !last {
 		return nil
 	}
-	crc := f.sum.crcs[0]
-	for i := 1; i < len(f.sum.crcs); i++ {
+	crc := sum.crcs[0]
+	for i := 1; i < len(sum.crcs); i++ {
 		if n := min(extentSize, f.size-int64(i)*extentSize); n == extentSize {
-			crc = w.c.shift.Combine(crc, f.sum.crcs[i])
+			crc = w.c.shift.Combine(crc, sum.crcs[i])
 		} else {
-			crc = manifest.CombineCRC(crc, f.sum.crcs[i], n)
+			crc = manifest.CombineCRC(crc, sum.crcs[i], n)
 		}
 	}
-	vanished := f.sum.vanished.Load()
 	if vanished {
 		w.c.vanishedFiles.Add(1)
 		if err := os.Remove(filepath.Join(w.c.dir, filepath.FromSlash(f.path))); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -116,7 +116,10 @@ func readControl(ctx context.Context, read func(context.Context) ([]byte, error)
 // notCopied are settings that say where this server's files are, or that would
 // harm a copy beside it.
 var notCopied = []string{"config_file", "data_directory", "hba_file", "ident_file", "external_pid_file",
-	"archive_command", "archive_library", "primary_conninfo", "primary_slot_name", "restore_command", "include", "include_dir", "include_if_exists"}
+	"archive_command", "archive_library", "archive_cleanup_command", "recovery_end_command", "restore_command",
+	"primary_conninfo", "primary_slot_name", "promote_trigger_file", "recovery_target", "recovery_target_action",
+	"recovery_target_inclusive", "recovery_target_lsn", "recovery_target_name", "recovery_target_time",
+	"recovery_target_timeline", "recovery_target_xid", "include", "include_dir", "include_if_exists"}
 
 // outsideConfig makes a postgresql.conf of the settings that the server has from
 // files which are not in its data directory, as Debian's are not.

@@ -4,8 +4,6 @@ import (
 	"context"
 	"sync"
 	"time"
-
-	"rideau/internal/durable"
 )
 
 // How much may be copied, or how long, before it is put on disk and into the
@@ -26,6 +24,7 @@ type journal struct {
 	wake    chan struct{}
 
 	flushing sync.Mutex // held while the disk is synced; taken before mu
+	failed   error      // a sync failed: what was written before it may be lost
 }
 
 func (j *journal) start(b *backup) {
@@ -66,6 +65,9 @@ func (j *journal) run(ctx context.Context) error {
 func (j *journal) flush() error {
 	j.flushing.Lock()
 	defer j.flushing.Unlock()
+	if j.failed != nil {
+		return j.failed
+	}
 	j.mu.Lock()
 	records := j.pending
 	j.pending, j.bytes, j.last = nil, 0, time.Now()
@@ -73,12 +75,8 @@ func (j *journal) flush() error {
 	if len(records) == 0 {
 		return nil
 	}
-	if !j.b.cfg.NoSync {
-		for _, dir := range j.b.roots() {
-			if err := durable.SyncFS(dir); err != nil {
-				return err
-			}
-		}
+	if j.failed = j.b.sync(); j.failed != nil {
+		return j.failed
 	}
 	return j.b.state.record(records)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -80,7 +81,7 @@ func (f *facts) versionDir() string { return fmt.Sprintf("PG_%d_%d", f.major, f.
 func list(ctx context.Context, s *stream, f *facts, logs bool) (*listing, error) {
 	stop := context.AfterFunc(ctx, func() { s.conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	closed := append([]string{stateDir}, emptied...)
+	closed := append([]string{stateDir, "lost+found"}, emptied...)
 	if f.statsDir != "" && !path.IsAbs(f.statsDir) {
 		closed = append(closed, path.Clean(f.statsDir))
 	}
@@ -115,6 +116,9 @@ func list(ctx context.Context, s *stream, f *facts, logs bool) (*listing, error)
 		mtime, _, err := s.integer()
 		if err != nil {
 			return nil, err
+		}
+		if !filepath.IsLocal(p) || p != path.Clean(p) || under(path.Dir(p), closed) {
+			return nil, fmt.Errorf("server listed a file %q, which cannot be in its data directory", p)
 		}
 		l.add(p, size, mtime)
 	}

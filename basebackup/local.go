@@ -109,7 +109,12 @@ func inspect(dir string) (*local, error) {
 	if pid := serverPID(dir); pid != 0 {
 		return nil, &RunningError{Dir: dir, PID: pid}
 	}
-	if _, err := os.Lstat(filepath.Join(dir, stateDir, stateFile)); err == nil {
+	// A state beside a control file: a crash left it, either before the first
+	// byte of DIR had changed, or after the last. Since then somebody may have
+	// started a server here, so DIR is judged by what it is.
+	_, stateErr := os.Lstat(filepath.Join(dir, stateDir, stateFile))
+	_, controlErr := os.Lstat(filepath.Join(dir, "global", "pg_control"))
+	if stateErr == nil && controlErr != nil {
 		l.kind = localInterrupted
 		return l, nil
 	}

@@ -128,7 +128,7 @@ func wrapped(wrap func(string) string, arg string) string {
 // server on a big-endian machine is refused long before, by its pg_control.
 var newerSQL = func() string {
 	var b strings.Builder
-	b.WriteString("(SELECT v >= x OR v = 0 FROM (SELECT ")
+	b.WriteString("(SELECT v >= x OR v <= 0 FROM (SELECT ")
 	for i, byteAt := range []int{3, 2, 1, 0, 7, 6, 5, 4} {
 		if i > 0 {
 			b.WriteString(" | ")

@@ -2,7 +2,6 @@ package basebackup
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,6 +10,9 @@ import (
 	"path/filepath"
 	"strconv"
 	"syscall"
+	"time"
+
+	"rideau/internal/durable"
 )
 
 // A place is where a tablespace's files go.
@@ -83,7 +85,10 @@ func links(dir string) (map[string]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		out[e.Name()] = target
+		if !filepath.IsAbs(target) { // as the link has it: from where the link is
+			target = filepath.Join(dir, "pg_tblspc", target)
+		}
+		out[e.Name()] = filepath.Clean(target)
 	}
 	return out, err
 }
@@ -104,7 +109,7 @@ func (p place) vacant() error {
 		return nil
 	}
 	for _, e := range entries {
-		if e.Name() != "lost+found" {
+		if e.Name() != "lost+found" && !durable.IsTemp(e.Name()) {
 			return &TablespaceError{p.space.oid, p.space.location, p.local, fmt.Sprintf("it is not empty: there is %q", e.Name())}
 		}
 	}
@@ -147,67 +152,39 @@ func (e *LiveError) Error() string {
 	return fmt.Sprintf("directory %q is server %q's own", e.Dir, e.Server)
 }
 
-// distinct makes sure that local, if it exists, is not the directory remote of
-// the server's own. Two files can have the same content and times of
-// modification, but the time of the last change of an inode cannot be copied.
-// One file can have the same by chance, if the server's was made in the second
-// in which ours was; so all of names must, which are in both.
-func distinct(ctx context.Context, s *session, server, local, remote string, names []string) error {
-	paths := make([]string, len(names))
-	for i, n := range names {
-		paths[i] = path.Join(remote, n)
+// distinct makes sure that the directory local, if it exists, is not remote of
+// the server's data directory: what is made in the one must not be seen in the
+// other. Nothing that could be compared proves as much. Content and times can be
+// copied, and a server changes its own while one looks.
+func distinct(ctx context.Context, s *session, server, local, remote string) error {
+	info, err := os.Stat(local)
+	if err != nil || !info.IsDir() {
+		return nil // not there: then it will be made, and is ours
 	}
-	rows, err := s.rows(ctx, fmt.Sprintf(`SELECT extract(epoch FROM change)::int8, extract(epoch FROM modification)::int8
-FROM unnest(%s::text[]) WITH ORDINALITY u(p, n), pg_stat_file(p, true) ORDER BY n`, literal(textArray(paths))))
+	probe, err := os.CreateTemp(local, ".rideau-probe-*.tmp")
 	if err != nil {
 		return err
 	}
-	if len(rows) != len(names) {
-		return fmt.Errorf("server answered %d rows where %d were expected", len(rows), len(names))
+	name := probe.Name()
+	defer func() { // and as if nobody had been there
+		os.Remove(name)
+		os.Chtimes(local, time.Time{}, info.ModTime())
+	}()
+	if err := probe.Close(); err != nil {
+		return err
 	}
-	for i, n := range names {
-		info, err := os.Stat(filepath.Join(local, filepath.FromSlash(n)))
-		if err != nil {
-			return nil // not there, or not to be had: then it is not written to either
-		}
-		st, ok := info.Sys().(*syscall.Stat_t)
-		if !ok || rows[i][0] != strconv.FormatInt(changeTime(st), 10) || rows[i][1] != strconv.FormatInt(info.ModTime().Unix(), 10) {
-			return nil
-		}
-	}
-	return &LiveError{server, local}
-}
-
-// distinctDir makes sure that dir is not the server's data directory. In that,
-// while the server runs, there is the lock file of this server and no other.
-func distinctDir(ctx context.Context, s *session, server, dir string) error {
-	local, err := os.ReadFile(filepath.Join(dir, "postmaster.pid"))
-	if err != nil {
-		return nil
-	}
-	r, err := s.row(ctx, "SELECT encode(pg_read_binary_file('postmaster.pid', 0, 8192, true), 'hex')")
+	r, err := s.row(ctx, fmt.Sprintf("SELECT count(size) FROM pg_stat_file(%s, true)", literal(path.Join(remote, filepath.Base(name)))))
 	if err != nil {
 		return err
 	}
-	if r[0] != hex.EncodeToString(local) {
-		return nil
+	if r[0] != "0" {
+		return &LiveError{server, local}
 	}
-	return distinct(ctx, s, server, dir, "", []string{"PG_VERSION"})
+	return nil
 }
 
-// someNames are the directory dir itself, and some of what is in it.
-func someNames(dir string) []string {
-	const enough = 100
-	names := []string{"."}
-	filepath.WalkDir(dir, func(name string, e fs.DirEntry, err error) error {
-		rel, relErr := filepath.Rel(dir, name)
-		if err != nil || relErr != nil || len(names) > enough {
-			return filepath.SkipAll
-		}
-		if !e.IsDir() {
-			names = append(names, filepath.ToSlash(rel))
-		}
-		return nil
-	})
-	return names
+// linked reports whether a file has other names.
+func linked(info fs.FileInfo) bool {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	return ok && uint64(st.Nlink) > 1
 }

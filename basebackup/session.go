@@ -88,7 +88,6 @@ type facts struct {
 	walSize    wal.SegmentSize
 	blockSize  int
 	segment    int64 // blocks of a relation's file, relseg_size
-	started    string
 	pid        uint32
 	role       string
 	statsDir   string // stats_temp_directory, until 14
@@ -108,7 +107,7 @@ const factsSQL = `SELECT current_setting('server_version'), current_setting('ser
  s.system_identifier, s.catalog_version_no, c.timeline_id, pg_is_in_recovery(),
  current_setting('data_checksums'), c.full_page_writes, current_setting('wal_level'),
  current_setting('data_directory_mode'), i.bytes_per_wal_segment, i.database_block_size, i.blocks_per_segment,
- pg_postmaster_start_time(), pg_backend_pid(), current_user,
+ pg_backend_pid(), current_user,
  -- Most roles may not know these two, and pg_settings then leaves them out.
  coalesce((SELECT setting FROM pg_settings WHERE name = 'stats_temp_directory'), ''),
  coalesce((SELECT setting FROM pg_settings WHERE name = 'log_directory'), 'log'),
@@ -122,8 +121,8 @@ func (s *session) facts(ctx context.Context) (*facts, error) {
 	}
 	f := &facts{
 		server: s.server, version: r[0], recovery: r[5] == "t", fullPages: r[7] == "t", walLevel: r[8],
-		started: r[13], role: r[15], statsDir: r[16], logDir: r[17], summarizes: r[18] == "on",
-		checksums: r[19] != "0" && r[6] != "off",
+		role: r[14], statsDir: r[15], logDir: r[16], summarizes: r[17] == "on",
+		checksums: r[18] != "0" && r[6] != "off",
 	}
 	number := func(field string, bits int) (n uint64) {
 		if err == nil {
@@ -144,7 +143,7 @@ func (s *session) facts(ctx context.Context) (*facts, error) {
 	f.walSize = wal.SegmentSize(number(r[10], 32))
 	f.blockSize = int(number(r[11], 32))
 	f.segment = int64(number(r[12], 32))
-	f.pid = uint32(number(r[14], 32))
+	f.pid = uint32(number(r[13], 32))
 	mode, modeErr := strconv.ParseUint(r[9], 8, 32)
 	if err = errors.Join(err, modeErr); err != nil {
 		return nil, err
@@ -254,6 +253,16 @@ func (s *session) stop(ctx context.Context, f *facts) (stopped, error) {
 	}
 	lsn, err := wal.ParseLSN(r[0])
 	return stopped{lsn, r[1], r[2]}, err
+}
+
+// position is how far the server's WAL is; zero if it does not say.
+func (s *session) position(ctx context.Context) wal.LSN {
+	r, err := s.row(ctx, "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END")
+	if err != nil {
+		return 0
+	}
+	lsn, _ := wal.ParseLSN(r[0])
+	return lsn
 }
 
 // pulse is what must not change while a backup runs.

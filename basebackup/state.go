@@ -367,6 +367,23 @@ func (s *state) known(path string, extent int) (since wal.LSN, length int64, ok 
 	return f.extents[extent].since, f.extents[extent].length, true
 }
 
+// reach is where what is known of a file ends, at the least that the file must
+// be long; not ok if nothing is known.
+func (s *state) reach(path string) (end int64, ok bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	f := s.files[path]
+	if f == nil {
+		return 0, false
+	}
+	for i, e := range f.extents {
+		if e.since != 0 {
+			end, ok = int64(i)*s.init.ExtentSize+e.length, true
+		}
+	}
+	return end, ok
+}
+
 // void reports whether what DIR had of a file before the first attempt is not to
 // be relied upon, because it was to be replaced.
 func (s *state) void(path string) bool {

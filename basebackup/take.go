@@ -84,13 +84,14 @@ type backup struct {
 	plan     choice
 	umask    fs.FileMode
 
-	baseFiles map[string]int64 // of the manifest that DIR had; nil: it had none
-	changes   *summary.Table   // if the plan wants WAL summaries
+	outside   map[string]string // configuration files that the server has elsewhere
+	disks     []*durable.FS     // where DIR and its tablespaces are
+	baseFiles map[string]int64  // of the manifest that DIR had; nil: it had none
+	changes   *summary.Table    // if the plan wants WAL summaries
 
 	manifestFile *os.File
 	manifest     *manifest.Writer
 	manifestMu   sync.Mutex
-	missing      map[string]bool // files that vanished while they were copied
 
 	journal journal
 
@@ -139,6 +140,12 @@ func (b *backup) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer b.control.Close()
+	if b.local.kind != localInterrupted {
+		init, _ := b.local.standing()
+		if err := mismatch(init, &ladderServer{systemID: b.facts.systemID, major: b.facts.major, catalog: b.facts.catalog}); err != nil {
+			return err
+		}
+	}
 	if err := b.look(ctx); err != nil {
 		return err
 	}
@@ -169,13 +176,11 @@ func (b *backup) run(ctx context.Context) (err error) {
 	stop := make(chan walsave.Position, 1)
 	g.Go(func() error {
 		defer stopPulse()
-		return b.take(gctx, g, stop)
+		return b.take(gctx, g, stop, stopPulse)
 	})
-	if err := g.Wait(); err != nil {
-		b.close()
-		return err
-	}
-	return nil
+	err = g.Wait()
+	b.close()
+	return err
 }
 
 // close leaves what was copied for another run.
@@ -189,6 +194,9 @@ func (b *backup) close() {
 			b.log.Warn("could not record what was copied", "err", err)
 		}
 		b.state.Close()
+	}
+	for _, d := range b.disks {
+		d.Close()
 	}
 }
 
@@ -234,6 +242,11 @@ func (b *backup) connect(ctx context.Context) (err error) {
 	if len(missing) > 0 {
 		return &PrivilegeError{Server: f.server, Role: f.role, Functions: missing}
 	}
+	who, err := b.control.row(ctx, whoSQL)
+	if err != nil {
+		return err
+	}
+	b.dialer.who = who[0]
 	b.report.Server, b.report.Version, b.report.SystemID, b.report.Standby = f.server, f.version, f.systemID, f.recovery
 	return nil
 }
@@ -299,8 +312,17 @@ func (b *backup) look(ctx context.Context) error {
 	if b.places, err = places(b.facts.spaces, b.cfg.Tablespaces, old); err != nil {
 		return err
 	}
-	if err := distinctDir(ctx, b.control, b.facts.server, b.cfg.Dir); err != nil {
+	if err := distinct(ctx, b.control, b.facts.server, b.cfg.Dir, "."); err != nil {
 		return err
+	}
+	// A pg_wal that leads elsewhere is left to do so; what it leads to is emptied.
+	if err := distinct(ctx, b.control, b.facts.server, filepath.Join(b.cfg.Dir, "pg_wal"), "pg_wal"); err != nil {
+		return err
+	}
+	for _, name := range []string{"global", "base"} {
+		if info, err := os.Lstat(filepath.Join(b.cfg.Dir, name)); err == nil && info.Mode()&fs.ModeSymlink != 0 {
+			return &ForeignError{Dir: b.cfg.Dir, Err: fmt.Errorf("%q is a symbolic link", name)}
+		}
 	}
 	for _, p := range b.places {
 		if p.local == "" {
@@ -309,9 +331,7 @@ func (b *backup) look(ctx context.Context) error {
 		if p.local == b.cfg.Dir || strings.HasPrefix(p.local, b.cfg.Dir+string(filepath.Separator)) {
 			return &TablespaceError{p.space.oid, p.space.location, p.local, "it is inside the backup's own directory"}
 		}
-		sub := fmt.Sprintf("pg_tblspc/%d/%s", p.space.oid, b.facts.versionDir())
-		own := filepath.Join(p.local, b.facts.versionDir())
-		if err := distinct(ctx, b.control, b.facts.server, own, sub, someNames(own)); err != nil {
+		if err := distinct(ctx, b.control, b.facts.server, p.local, fmt.Sprintf("pg_tblspc/%d", p.space.oid)); err != nil {
 			return err
 		}
 		if err := p.vacant(); err != nil {
@@ -329,6 +349,7 @@ func (b *backup) lookAgain(ctx context.Context) error {
 		return err
 	}
 	b.facts.spaces = spaces
+	b.warn("tablespaces were made or dropped as the backup began; replay of its WAL makes their links as the server has them")
 	return b.look(ctx)
 }
 
@@ -367,7 +388,7 @@ func (b *backup) void(err error) error {
 }
 
 // take copies, between start and stop, and finishes.
-func (b *backup) take(ctx context.Context, g *errgroup.Group, stop chan walsave.Position) error {
+func (b *backup) take(ctx context.Context, g *errgroup.Group, stop chan walsave.Position, stopPulse func()) error {
 	reader := walsave.NewReader(b.dialer.connect)
 	defer reader.Close()
 	if err := b.prepare(ctx, reader); err != nil {
@@ -398,12 +419,19 @@ func (b *backup) take(ctx context.Context, g *errgroup.Group, stop chan walsave.
 	if err := b.survey(); err != nil {
 		return err
 	}
+	if err := b.openDisks(); err != nil {
+		return err
+	}
 	b.phase(Copying, "")
 	if err := b.copy(ctx); err != nil {
 		return err
 	}
-	controlBytes, controlFile, err := readControl(ctx, func(ctx context.Context) ([]byte, error) {
-		return reader.ReadFile(ctx, "global/pg_control", 0, control.Size)
+	controlBytes, controlFile, err := readControl(ctx, func(ctx context.Context) (text []byte, err error) {
+		err = b.patiently(ctx, func() error {
+			text, err = reader.ReadFile(ctx, "global/pg_control", 0, control.Size)
+			return err
+		})
+		return text, err
 	})
 	if err != nil {
 		return &FileError{Server: b.facts.server, Path: "global/pg_control", Err: err}
@@ -413,11 +441,15 @@ func (b *backup) take(ctx context.Context, g *errgroup.Group, stop chan walsave.
 	}
 	controlBytes = slices.Clone(controlBytes)
 
+	if err := b.outsideFiles(ctx); err != nil {
+		return err
+	}
 	b.phase(Stopping, "")
 	end, err := b.stop(ctx)
 	if err != nil {
 		return err
 	}
+	stopPulse() // from here on the session may go
 	b.phase(WaitingWAL, "")
 	stop <- walsave.Position{TLI: b.report.StopTLI, LSN: b.report.StopLSN}
 	select {
@@ -566,14 +598,33 @@ func (b *backup) saveWAL(ctx context.Context, source walsave.Source, stop chan w
 	}, stop)
 }
 
+// patiently tries again while what fails is the connection.
+func (b *backup) patiently(ctx context.Context, try func() error) error {
+	for end := time.Now().Add(patience); ; {
+		err := try()
+		if err == nil || ctx.Err() != nil || !lost(err) || time.Now().After(end) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
 // list lists the server's files, and makes their directories.
 func (b *backup) list(ctx context.Context) error {
-	s, err := b.dialer.stream(ctx)
-	if err != nil {
+	err := b.patiently(ctx, func() error {
+		s, err := b.dialer.stream(ctx)
+		if err != nil {
+			return err
+		}
+		defer s.Close()
+		b.listing, err = list(ctx, s, b.facts, b.cfg.Logs)
 		return err
-	}
-	defer s.Close()
-	if b.listing, err = list(ctx, s, b.facts, b.cfg.Logs); err != nil {
+	})
+	if err != nil {
 		return err
 	}
 	if b.listing.control == nil {
@@ -614,9 +665,16 @@ func (b *backup) list(ctx context.Context) error {
 	return nil
 }
 
-// mkdir makes a directory unless it is there, with mode.
+// mkdir makes a directory unless it is there, with mode. A link to another place
+// goes: what is there is not DIR's. But pg_wal may lead elsewhere.
 func mkdir(name string, mode, umask fs.FileMode) error {
-	err := os.Mkdir(name, mode)
+	info, err := os.Lstat(name)
+	if err == nil && info.Mode()&fs.ModeSymlink != 0 && filepath.Base(name) != "pg_wal" {
+		if err := os.Remove(name); err != nil {
+			return err
+		}
+	}
+	err = os.Mkdir(name, mode)
 	if errors.Is(err, fs.ErrExist) {
 		if info, serr := os.Stat(name); serr == nil && info.IsDir() {
 			return nil
@@ -631,7 +689,8 @@ func mkdir(name string, mode, umask fs.FileMode) error {
 // copy copies the listed files.
 func (b *backup) copy(ctx context.Context) error {
 	c := &copier{
-		dir: b.cfg.Dir, mode: b.fileMode(), umask: b.umask, d: b.dialer, f: b.facts, checksums: b.facts.checksums,
+		dir: b.cfg.Dir, mode: b.fileMode(), umask: b.umask, d: b.dialer, f: b.facts, checksums: b.facts.checksums, start: b.start.LSN,
+		end: func() wal.LSN { return b.control.position(ctx) },
 		how: b.how, compress: b.compress, done: b.fileDone, copied: b.journal.add,
 	}
 	if b.cfg.MaxRate > 0 {
@@ -642,12 +701,14 @@ func (b *backup) copy(ctx context.Context) error {
 	b.copier = c
 	b.counting.Store(c)
 	b.journal.start(b)
+	g, ctx := errgroup.WithContext(ctx)
 	recording, stop := context.WithCancel(ctx)
-	recorded := make(chan error, 1)
-	go func() { recorded <- b.journal.run(recording) }()
-	err := c.run(ctx, b.cfg.Jobs)
-	stop()
-	return errors.Join(err, <-recorded)
+	g.Go(func() error { return b.journal.run(recording) })
+	g.Go(func() error {
+		defer stop()
+		return c.run(ctx, b.cfg.Jobs)
+	})
+	return g.Wait()
 }
 
 // fileDone writes a file's line of the manifest.
@@ -655,10 +716,6 @@ func (b *backup) fileDone(f *file, vanished bool, size int64, crc uint32) error 
 	b.manifestMu.Lock()
 	defer b.manifestMu.Unlock()
 	if vanished {
-		if b.missing == nil {
-			b.missing = map[string]bool{}
-		}
-		b.missing[f.path] = true
 		return nil
 	}
 	if f.path == "postgresql.auto.conf" && b.cfg.Standby {
@@ -684,7 +741,7 @@ func (b *backup) finish(ctx context.Context, end stopped, saved *walsave.Result,
 	if err := b.own("backup_label", []byte(end.label)); err != nil {
 		return err
 	}
-	if err := b.configure(ctx); err != nil {
+	if err := b.configure(); err != nil {
 		return err
 	}
 	// Its own time, by which it is known again: all control files have the same
@@ -720,6 +777,7 @@ func (b *backup) finish(ctx context.Context, end stopped, saved *walsave.Result,
 	if err := b.state.remove(); err != nil {
 		return err
 	}
+	b.state = nil
 	b.total(saved)
 	return nil
 }
@@ -771,30 +829,36 @@ func (b *backup) removeExtra() error {
 	return nil
 }
 
-// configure writes what DIR needs to start and the server keeps elsewhere, and
-// what makes it a standby.
-func (b *backup) configure(ctx context.Context) error {
+// outsideFiles makes the configuration files that the server keeps outside its
+// data directory.
+func (b *backup) outsideFiles(ctx context.Context) error {
 	has := func(name string) bool {
 		return slices.ContainsFunc(b.listing.files, func(f *file) bool { return f.path == name })
 	}
+	b.outside = map[string]string{}
 	if !has("postgresql.conf") {
 		text, err := outsideConfig(ctx, b.control)
 		if err != nil {
 			return err
 		}
-		if err := b.own("postgresql.conf", []byte(text)); err != nil {
-			return err
-		}
+		b.outside["postgresql.conf"] = text
 		b.warn("the server's postgresql.conf is not in its data directory: one was made of the settings that the role can see")
 	}
 	if !has("pg_hba.conf") {
-		if err := b.own("pg_hba.conf", []byte(outsideHBA)); err != nil {
-			return err
-		}
+		b.outside["pg_hba.conf"] = outsideHBA
 		b.warn("the server's pg_hba.conf is not in its data directory: one was made that lets in only the same user of this machine")
 	}
 	if !has("pg_ident.conf") {
-		if err := b.own("pg_ident.conf", nil); err != nil {
+		b.outside["pg_ident.conf"] = ""
+	}
+	return nil
+}
+
+// configure writes what DIR needs to start and the server keeps elsewhere, and
+// what makes it a standby.
+func (b *backup) configure() error {
+	for _, name := range slices.Sorted(maps.Keys(b.outside)) {
+		if err := b.own(name, []byte(b.outside[name])); err != nil {
 			return err
 		}
 	}
@@ -821,10 +885,23 @@ func (b *backup) sync() error {
 	if b.cfg.NoSync {
 		return nil
 	}
-	for _, dir := range b.roots() {
-		if err := durable.SyncFS(dir); err != nil {
+	for _, d := range b.disks {
+		if err := d.Sync(); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// openDisks is done before the first file is written: of an error in writing
+// back, a descriptor hears that was open when it happened.
+func (b *backup) openDisks() error {
+	for _, dir := range b.roots() {
+		d, err := durable.OpenFS(dir)
+		if err != nil {
+			return err
+		}
+		b.disks = append(b.disks, d)
 	}
 	return nil
 }

@@ -163,20 +163,33 @@ func Fdatasync(f *os.File) error {
 	return nil
 }
 
-// SyncFS puts on disk all that was written to the file system of dir: for many
-// files at once, of which to sync each would cost a commit of the journal each.
-// What others write there it waits for too.
-func SyncFS(dir string) error {
+// An FS is the file system of a directory, open to be synced.
+type FS struct{ dir *os.File }
+
+// OpenFS opens the file system that dir is on. Do so before what is to be synced
+// is written: an error in writing back is told to descriptors that were open
+// when it happened, and to nobody twice.
+func OpenFS(dir string) (*FS, error) {
 	f, err := os.Open(dir)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer f.Close()
-	if err := syncFS(f); err != nil {
-		return pathError("syncfs", f, err)
+	return &FS{f}, nil
+}
+
+// Sync puts on disk all that was written to the file system: for many files at
+// once, of which to sync each would cost a commit of the journal each. What
+// others write there it waits for too. After an error what was written since the
+// last success may be lost, whatever a later Sync says.
+func (s *FS) Sync() error {
+	if err := syncFS(s.dir); err != nil {
+		return pathError("syncfs", s.dir, err)
 	}
 	return nil
 }
+
+// Close does not sync.
+func (s *FS) Close() error { return s.dir.Close() }
 
 // Preallocate makes f at least size bytes long and the space its own, so that
 // a later write within size does not fail for want of room. New bytes read as

@@ -1,7 +1,0 @@
-//go:build unix && !linux
-
-package basebackup
-
-import "syscall"
-
-func changeTime(st *syscall.Stat_t) int64 { return int64(st.Ctimespec.Sec) }
