@@ -201,12 +201,30 @@ func (t *Target) Connect(ctx context.Context) (*Conn, error) {
 	if err != nil {
 		return nil, &ConnectError{Server: t.String(), Err: err}
 	}
+	if err := quiet(ctx, pc); err != nil {
+		pc.Close(ctx)
+		return nil, &ConnectError{Server: t.String(), Err: err}
+	}
 	h, err := pc.Hijack()
 	if err != nil {
 		return nil, err
 	}
 	c := &Conn{Target: t, conn: framed.Conn, r: framed.r, params: h.ParameterStatuses}
 	return c, nil
+}
+
+// quiet makes sure that nobody else reads from pc: a write that took long has
+// made pgconn read beside it, for fear of a deadlock, and that reader may still
+// be there. pgconn ends it with a query, which a connection for physical
+// replication refuses; the answer will do.
+func quiet(ctx context.Context, pc *pgconn.PgConn) error {
+	for tries := 0; ; tries++ {
+		err := pc.SyncConn(ctx)
+		var refused *pgconn.PgError
+		if err == nil || tries == 3 || !errors.As(err, &refused) {
+			return err
+		}
+	}
 }
 
 // A ConnectError reports a server that could not be connected to. Err is
