@@ -18,8 +18,9 @@ import (
 )
 
 // piece is how much of a file is read with one query. Offsets are multiples of
-// it: aligned reads are one system call of the server.
-const piece = 1 << 20
+// it: aligned reads are one system call of the server. Each costs a round trip,
+// and four of them are a segment.
+const piece = 4 << 20
 
 // A Reader reads files of a server, as pg_read_binary_file does. An error with
 // which the server refused is a *pgconn.PgError; after any other the next call

@@ -21,8 +21,8 @@ a primary or a standby, over ordinary SQL connections. The role needs five
 GRANTs and no other right: rideau doctor CONNINFO prints them.
 
 The same command goes on with a backup that was interrupted, and refreshes
-one that is there: only what changed travels. DIR cannot be started before it
-is whole, checked and on disk. It holds all that the server does, the hashes
+one that is there: only what changed travels, and what the server does not
+have is removed. DIR cannot be started before it is whole, checked and on disk. It holds all that the server does, the hashes
 of passwords too.
 
 Options:
