@@ -22,8 +22,8 @@ GRANTs and no other right: rideau doctor CONNINFO prints them.
 
 The same command goes on with a backup that was interrupted, and refreshes
 one that is there: only what changed travels, and what the server does not
-have is removed. DIR cannot be started before it is whole, checked and on disk. It holds all that the server does, the hashes
-of passwords too.
+have is removed. DIR cannot be started before it is whole, checked and on
+disk. It holds all that the server does, the hashes of passwords too.
 
 Options:
     -j, --jobs N         Copy over N connections. Default 4.
