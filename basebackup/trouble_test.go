@@ -176,7 +176,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 			churn := startChurn(t, s, []string{"pg_default"}, "none")
 
 			completed := 0
-			for i := range 8 {
+			for i := range 5 {
 				phases := []basebackup.Phase{basebackup.Checkpoint, basebackup.Listing, basebackup.Copying, basebackup.Copying,
 					basebackup.Copying, basebackup.Stopping, basebackup.WaitingWAL, basebackup.Syncing}
 				phase := phases[random.IntN(len(phases))]
@@ -285,7 +285,7 @@ func TestControlTerminated(t *testing.T) {
 	s.BenchInit(3)
 	cfg := basebackup.Config{Conninfo: backupRole(s), Dir: filepath.Join(pgtest.Dir(t), "backup"), MaxRate: slowly}
 	r := takeBeside(t, cfg)
-	r.watch.wait(t, basebackup.Copying, 20<<20)
+	r.watch.wait(t, basebackup.Copying, 40<<20)
 	// It is the one that began first.
 	s.Exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'rideau basebackup%' ORDER BY backend_start LIMIT 1")
 	_, err := r.end(t)
@@ -296,7 +296,8 @@ func TestControlTerminated(t *testing.T) {
 	unstartable(t, cfg.Dir)
 	cfg.MaxRate = 0
 	report := take(t, cfg)
-	if !report.Resumed || report.Received > report.Bytes-10<<20 {
+	// How much of it was in whole extents depends on how the workers shared it.
+	if !report.Resumed || report.Received > report.Bytes-4<<20 {
 		t.Errorf("it did not go on: %+v", report)
 	}
 	balanced(t, proven(t, s, cfg.Dir))
