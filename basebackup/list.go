@@ -117,7 +117,7 @@ func list(ctx context.Context, s *stream, f *facts, logs bool) (*listing, error)
 		if err != nil {
 			return nil, err
 		}
-		if !filepath.IsLocal(p) || p != path.Clean(p) || under(path.Dir(p), closed) {
+		if !filepath.IsLocal(p) || p == "." || p != path.Clean(p) || under(path.Dir(p), closed) {
 			return nil, fmt.Errorf("server listed a file %q, which cannot be in its data directory", p)
 		}
 		l.add(p, size, mtime)
