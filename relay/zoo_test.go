@@ -739,6 +739,8 @@ func TestKilledBeforeTheSwitchPoint(t *testing.T) {
 	primary.Exec("SELECT pg_switch_wal()")
 	fill(primary, 3000)
 	sameData(t, primary, b)
+	// The relay sees nothing of this before the tap is where it is to be.
+	tap.keepOut(true)
 	again(t, primary)
 	fork := path(t, filepath.Join(primary.Dir, "pg_wal"), 2).Entries[0].End
 	size := wal.SegmentSize(1 << 20)
@@ -752,6 +754,7 @@ func TestKilledBeforeTheSwitchPoint(t *testing.T) {
 	// The copy of timeline 2 comes up to here.
 	half := size.Start(fork) + 100_000
 	tap.stopTimeline(2, half)
+	tap.keepOut(false)
 	fill(primary, 10)
 	st := wait("to have half of the copy on disk, and not to count it", 1, func(st relay.Status) bool {
 		return st.Position.Complete == fork && st.Upstream.TLI == 2 && st.Upstream.State == "streaming" && st.Reported > size.Start(fork)
@@ -961,6 +964,16 @@ func (p *tap) stopTimeline(tli wal.TLI, lsn wal.LSN) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.stop, p.tli = lsn, tli
+}
+
+// keepOut cuts whoever says anything.
+func (p *tap) keepOut(out bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.onText = nil
+	if out {
+		p.onText = func(string) bool { return true }
+	}
 }
 
 func (p *tap) own(c net.Conn) bool {
