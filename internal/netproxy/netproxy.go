@@ -321,12 +321,13 @@ func (p *Proxy) write(l *link, d Direction, own *bucket, to net.Conn, b []byte) 
 		if due.After(now) && !p.waitUntil(l, due) {
 			return false
 		}
-		if _, err := to.Write(part); err != nil {
-			return false
-		}
+		// Counted first: who has got them must find them counted.
 		p.mu.Lock()
 		p.carried[d] += int64(len(part))
 		p.mu.Unlock()
+		if _, err := to.Write(part); err != nil {
+			return false
+		}
 		b = b[len(part):]
 	}
 	return true
