@@ -56,6 +56,9 @@ func (b *backup) choose(ctx context.Context, reader *walsave.ConnReader) error {
 	if err := b.readSummaries(ctx, reader); err != nil {
 		return err
 	}
+	if c := b.local.control; c != nil && b.plan.base.kind == different {
+		b.warn(fmt.Sprintf("%s: what it may have that the server has not is lost from here on", b.plan.reason))
+	}
 	// Somebody may have started a server in DIR while this one took its time
 	// over the checkpoint. Soon nobody can.
 	if pid := serverPID(b.cfg.Dir); pid != 0 {

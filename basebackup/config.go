@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"rideau/pgrepl"
 	"rideau/wal"
 )
 
@@ -94,6 +95,8 @@ func (c *Config) validate() error {
 		return fmt.Errorf("the label is longer than %d bytes", maxLabel-1)
 	case strings.ContainsAny(c.Label, "\r\n"):
 		return errors.New("the label is more than one line")
+	case c.Slot != "" && pgrepl.CheckSlotName(c.Slot) != nil:
+		return pgrepl.CheckSlotName(c.Slot)
 	case !c.Standby && (c.Relay != "" || c.Slot != ""):
 		return errors.New("a relay or a slot is a standby's, and no standby was asked for")
 	}

@@ -18,6 +18,8 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
+
+	"rideau/pgrepl"
 )
 
 // applicationName is how the backup's sessions are known in pg_stat_activity.
@@ -32,7 +34,7 @@ type dialer struct {
 }
 
 func newDialer(conninfo string) (*dialer, error) {
-	config, err := pgconn.ParseConfig(conninfo)
+	config, err := pgrepl.ParseConfig(conninfo)
 	if err != nil {
 		return nil, err
 	}

@@ -128,11 +128,21 @@ func (b *backup) progress() Progress {
 
 // run is the backup, from the first look at DIR to its last sync.
 func (b *backup) run(ctx context.Context) (err error) {
-	unlock, err := b.lockDir()
+	if b.dialer, err = newDialer(b.cfg.Conninfo); err != nil {
+		return err
+	}
+	unlock, made, err := b.lockDir()
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	if made {
+		defer func() {
+			if err != nil {
+				os.Remove(b.cfg.Dir) // unless there is something in it by now
+			}
+		}()
+	}
 	if b.local, err = inspect(b.cfg.Dir); err != nil {
 		return err
 	}
@@ -201,30 +211,28 @@ func (b *backup) close() {
 }
 
 // lockDir makes DIR if it is not there, and keeps other backups out of it.
-func (b *backup) lockDir() (unlock func(), err error) {
+func (b *backup) lockDir() (unlock func(), made bool, err error) {
 	dir, err := filepath.Abs(b.cfg.Dir)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	b.cfg.Dir, b.report.Dir = dir, dir
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, err
+			return nil, false, err
 		}
+		made = true
 	}
 	lock, err := durable.HoldDir(dir)
 	if err != nil {
-		return nil, err
+		return nil, made, err
 	}
-	return func() { lock.Close() }, nil
+	return func() { lock.Close() }, made, nil
 }
 
 // connect finds the server, and sees that it and the role will do.
 func (b *backup) connect(ctx context.Context) (err error) {
 	b.phase(Connecting, "")
-	if b.dialer, err = newDialer(b.cfg.Conninfo); err != nil {
-		return err
-	}
 	if b.control, err = b.dialer.session(ctx); err != nil {
 		return err
 	}
@@ -242,12 +250,39 @@ func (b *backup) connect(ctx context.Context) (err error) {
 	if len(missing) > 0 {
 		return &PrivilegeError{Server: f.server, Role: f.role, Functions: missing}
 	}
+	if err := b.limitJobs(ctx); err != nil {
+		return err
+	}
 	who, err := b.control.row(ctx, whoSQL)
 	if err != nil {
 		return err
 	}
 	b.dialer.who = who[0]
 	b.report.Server, b.report.Version, b.report.SystemID, b.report.Standby = f.server, f.version, f.systemID, f.recovery
+	return nil
+}
+
+// others are the connections beside those that copy: control, one for single
+// files, one for WAL.
+const others = 3
+
+// limitJobs heeds the role's limit of connections: what waited for one at the
+// end would wait for ever.
+func (b *backup) limitJobs(ctx context.Context) error {
+	r, err := b.control.row(ctx, "SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user")
+	if err != nil {
+		return err
+	}
+	limit, err := strconv.Atoi(r[0])
+	switch {
+	case err != nil || limit < 0:
+		return err
+	case limit <= others:
+		return &SettingError{b.facts.server, fmt.Sprintf("the connection limit of role %q", b.facts.role), r[0], fmt.Sprintf("%d or more", others+1)}
+	case limit < b.cfg.Jobs+others:
+		b.cfg.Jobs = limit - others
+		b.warn(fmt.Sprintf("the role's connection limit of %d leaves %d to copy with", limit, b.cfg.Jobs))
+	}
 	return nil
 }
 
@@ -399,7 +434,7 @@ func (b *backup) take(ctx context.Context, g *errgroup.Group, stop chan walsave.
 	if b.cfg.WAL == "none" {
 		close(wait)
 	} else {
-		source, err := b.walSource()
+		source, err := b.walSource(ctx)
 		if err != nil {
 			return err
 		}
@@ -563,7 +598,7 @@ func umaskOf(dir string) (fs.FileMode, error) {
 }
 
 // walSource is where WAL comes from.
-func (b *backup) walSource() (walsave.Source, error) {
+func (b *backup) walSource(ctx context.Context) (walsave.Source, error) {
 	f := b.facts
 	from := b.cfg.WAL
 	switch {
@@ -572,6 +607,12 @@ func (b *backup) walSource() (walsave.Source, error) {
 	case strings.HasPrefix(from, "http://"), strings.HasPrefix(from, "https://"):
 		remote, err := archive.NewRemote(from)
 		if err != nil {
+			return nil, err
+		}
+		// That it answers is better known now than when all has been copied.
+		if r, _, err := remote.Open(ctx, wal.TLI(1).HistoryName()); err == nil {
+			r.Close()
+		} else if !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
 		return walsave.NewArchive(remote, from, f.walSize, f.systemID), nil
@@ -593,6 +634,9 @@ func (b *backup) saveWAL(ctx context.Context, source walsave.Source, stop chan w
 		Progress: func(s walsave.Status) {
 			b.walBytes.Store(s.Bytes)
 			wait := s.Waiting.For
+			if s.Waiting.Err != nil {
+				wait += ": " + s.Waiting.Err.Error()
+			}
 			b.walWait.Store(&wait)
 		},
 	}, stop)
@@ -627,6 +671,12 @@ func (b *backup) list(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	for _, d := range b.listing.dirs {
+		// Our own state, seen through the server: DIR is inside of what is copied.
+		if path.Base(d) == stateDir && strings.HasSuffix(b.cfg.Dir, "/"+path.Dir(d)) {
+			return &LiveError{b.facts.server, b.cfg.Dir}
+		}
+	}
 	if b.listing.control == nil {
 		return &FileError{Server: b.facts.server, Path: "global/pg_control", Err: fs.ErrNotExist}
 	}
@@ -641,6 +691,9 @@ func (b *backup) list(ctx context.Context) error {
 	for _, d := range b.listing.dirs {
 		name := filepath.Join(b.cfg.Dir, filepath.FromSlash(d))
 		if p, ok := byLink[d]; ok {
+			if p.link != "" && p.link != p.local {
+				b.warn(fmt.Sprintf("tablespace %q was in %q, which is left as it is", p.space.name, p.link))
+			}
 			if err := p.make(b.cfg.Dir, b.facts.versionDir(), mode); err != nil {
 				return err
 			}

@@ -28,6 +28,10 @@ type VerifyConfig struct {
 	// the others it looks at names and sizes.
 	Quick bool
 
+	// NoWAL says that the WAL was left out on purpose: an archive has it. Else it
+	// is missed if it is not in pg_wal.
+	NoWAL bool
+
 	// Jobs is how many files are read at a time. Zero: one a processor.
 	Jobs int
 
@@ -317,6 +321,9 @@ func (v *verifier) verifyWAL(ctx context.Context) error {
 		return nil
 	}
 	if v.WALAbsent = !v.anyWAL(); v.WALAbsent {
+		if !v.cfg.NoWAL && len(v.WAL) > 0 {
+			v.problem("pg_wal", "wal", "none of the WAL that the backup needs is there")
+		}
 		return nil
 	}
 	for _, r := range v.WAL {

@@ -157,9 +157,12 @@ func TestVerifyFindsDamage(t *testing.T) {
 				t.Errorf("the test did not clean up: %+v", v.Problems)
 			}
 
-			// Its WAL is elsewhere: that is not a fault, and is said.
+			// Its WAL is elsewhere: only who knows that can say that it is no fault.
 			move(t, dir, segment, "../segment")
-			if v := verified(t, VerifyConfig{Dir: dir}); !v.Sound() || !v.WALAbsent {
+			if v := verified(t, VerifyConfig{Dir: dir, NoWAL: true}); !v.Sound() || !v.WALAbsent {
+				t.Errorf("without WAL, on purpose: %+v", v)
+			}
+			if v := verified(t, VerifyConfig{Dir: dir}); v.Sound() || !v.WALAbsent {
 				t.Errorf("without WAL: %+v", v)
 			}
 		})

@@ -44,6 +44,16 @@ func (t *Target) Address() (network, address string) {
 	return pgconn.NetworkAddress(t.Host, t.Port)
 }
 
+// ParseConfig reads a connection string as libpq does, and takes out those of
+// libpq's options that pgconn would send to the server.
+func ParseConfig(conninfo string) (*pgconn.Config, error) {
+	config, err := pgconn.ParseConfig(conninfo)
+	if err != nil {
+		return nil, err
+	}
+	return config, takeKeywords(config.RuntimeParams)
+}
+
 // Targets lists the servers of a connection string, in its order. conninfo is
 // libpq's, keywords and values or a URI, with the PG* variables, the password
 // file and the service file filling what it leaves out. name becomes the
@@ -51,11 +61,8 @@ func (t *Target) Address() (network, address string) {
 //
 // An error never holds the password.
 func Targets(conninfo, name string) ([]*Target, error) {
-	base, err := pgconn.ParseConfig(conninfo)
+	base, err := ParseConfig(conninfo)
 	if err != nil {
-		return nil, err
-	}
-	if err := takeKeywords(base.RuntimeParams); err != nil {
 		return nil, err
 	}
 	base.RuntimeParams["replication"] = "true"

@@ -87,7 +87,8 @@ func (a *fromArchive) Fetch(ctx context.Context, s Segment, w io.Writer, waiting
 func (a *fromArchive) try(ctx context.Context, s Segment, name string, w io.Writer) (found bool, err error) {
 	whole := int64(a.size)
 	err = a.copy(ctx, name, whole, whole, w)
-	if errors.Is(err, fs.ErrNotExist) && s.Last {
+	// A relay gives no partial files over HTTP.
+	if _, remote := a.source.(*archive.Remote); errors.Is(err, fs.ErrNotExist) && s.Last && !remote {
 		err = a.partial(ctx, s, name+".partial", w)
 	}
 	if errors.Is(err, fs.ErrNotExist) {

@@ -36,6 +36,7 @@ If a server was started in DIR since, the manifest no longer applies; then
 pg_control and the pages are checked. A server that runs must be stopped.
 
 Options:
+    --wal none       The WAL was left out on purpose, and is in an archive.
     --quick          Look at names and sizes only, but for pg_control, the
                      label and the WAL.
     -j, --jobs N     Read N files at a time. Default one a processor.
@@ -51,7 +52,7 @@ Example:
 func newBackupVerifyCommand() *cobra.Command {
 	var cfg basebackup.VerifyConfig
 	var asJSON bool
-	var how string
+	var how, wal string
 	cmd := newCommand("verify DIR [options]", backupVerifyHelp, func(cmd *cobra.Command, args []string) error {
 		if err := arguments(cmd, args, [2]string{"DIR", "directory of a backup"}); err != nil {
 			return err
@@ -59,9 +60,12 @@ func newBackupVerifyCommand() *cobra.Command {
 		switch {
 		case how != "auto" && how != "none":
 			return usageErrorf(cmd, "invalid --progress %q: want auto or none", how)
+		case wal != "" && wal != "none":
+			return usageErrorf(cmd, "invalid --wal %q: want none, or leave it out", wal)
 		case cfg.Jobs < 0:
 			return usageErrorf(cmd, "invalid --jobs %d: want a number from 1", cfg.Jobs)
 		}
+		cfg.NoWAL = wal == "none"
 		show := newProgress(cmd.ErrOrStderr(), how == "auto")
 		cfg.Dir, cfg.Progress = args[0], show.verify
 		v, err := basebackup.Verify(cmd.Context(), cfg)
@@ -83,6 +87,7 @@ func newBackupVerifyCommand() *cobra.Command {
 		return err
 	})
 	cmd.Flags().BoolVar(&cfg.Quick, "quick", false, "")
+	cmd.Flags().StringVar(&wal, "wal", "", "")
 	cmd.Flags().IntVarP(&cfg.Jobs, "jobs", "j", 0, "")
 	cmd.Flags().StringVar(&how, "progress", "auto", "")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "")

@@ -140,7 +140,7 @@ func explainOwn(err error) (explanation, bool) {
 	case errors.As(err, &damage):
 		e.hint = "Fetch the file from another archive, or from the server if it is still in its pg_wal."
 	case errors.As(err, &unreachable):
-		e.hint = "Is the relay running, and is this the address of its --http?"
+		e.hint = "Is it running, and can it be reached from here? For a relay this is the address of its --http."
 	case errors.As(err, &noPostgres):
 		major := cmp.Or(noPostgres.Major, 15)
 		e.hint = fmt.Sprintf("In Rideau's source, make servers installs 13 to 18 for the demo; or install it as usual (on Debian: apt-get install postgresql-%d).", major)
@@ -481,7 +481,7 @@ func systemHint(err error) string {
 	case errors.As(err, &hostname):
 		return "The certificate is for another host. Connect by the name that is in it, or use sslmode=verify-ca."
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return "Make room. A relay can keep less WAL: --keep SIZE."
+		return "Make room: a relay then goes on by itself (it can keep less WAL: --keep SIZE), a base backup with the same command."
 	case errors.Is(err, syscall.EROFS):
 		return "The file system is mounted read-only; the kernel's log may say why."
 	case errors.Is(err, syscall.ENOTDIR), errors.Is(err, fs.ErrExist):
