@@ -176,7 +176,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 			churn := startChurn(t, s, []string{"pg_default"}, "none")
 
 			completed := 0
-			for i := range 5 {
+			for i := range 3 {
 				phases := []basebackup.Phase{basebackup.Checkpoint, basebackup.Listing, basebackup.Copying, basebackup.Copying,
 					basebackup.Copying, basebackup.Stopping, basebackup.WaitingWAL, basebackup.Syncing}
 				phase := phases[random.IntN(len(phases))]
