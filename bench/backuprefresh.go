@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime/pprof"
 	"time"
 
 	"rideau/basebackup"
@@ -164,11 +163,12 @@ func (b *bench) profileBackup(ctx context.Context, s *pgserver.Server) (err erro
 	}
 	defer out.Close()
 	settle()
-	if err := pprof.StartCPUProfile(out); err != nil {
+	stop, err := startProfile(out)
+	if err != nil {
 		return err
 	}
 	report, err := basebackup.Take(ctx, basebackup.Config{Conninfo: s.Conninfo(""), Dir: dir})
-	pprof.StopCPUProfile()
+	stop()
 	if err == nil {
 		b.logf("%s: %s", out.Name(), report.Elapsed.Round(time.Millisecond))
 	}

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"runtime/pprof"
+	"sync"
 	"time"
 
 	"rideau/internal/pgserver"
@@ -77,6 +79,23 @@ func (b *bench) profileLive(ctx context.Context, l *backlog) error {
 	})
 }
 
+// profiling is held while a CPU profile is taken: a process has one at a time,
+// and a test runs several parts at once.
+var profiling sync.Mutex
+
+// startProfile profiles into out, once nobody else does, until stop is called.
+func startProfile(out io.Writer) (stop func(), err error) {
+	profiling.Lock()
+	if err := pprof.StartCPUProfile(out); err != nil {
+		profiling.Unlock()
+		return func() {}, err
+	}
+	return func() {
+		pprof.StopCPUProfile()
+		profiling.Unlock()
+	}, nil
+}
+
 // profiled runs a relay in this process beside do, and profiles from when do
 // says until it returns.
 func (b *bench) profiled(ctx context.Context, l *backlog, name string, do func(profile func() error, conninfo string, reach func(wal.LSN) error) error) (err error) {
@@ -122,11 +141,13 @@ func (b *bench) profiled(ctx context.Context, l *backlog, name string, do func(p
 		})
 	}
 	var begun time.Time
-	err = do(func() error {
+	stopProfile := func() {}
+	err = do(func() (err error) {
+		stopProfile, err = startProfile(out)
 		begun = time.Now()
-		return pprof.StartCPUProfile(out)
+		return err
 	}, fmt.Sprintf("host=127.0.0.1 port=%d user=postgres", port), reach)
-	pprof.StopCPUProfile()
+	stopProfile()
 	b.logf("%s: %s", out.Name(), time.Since(begun).Round(time.Millisecond))
 	stop()
 	return errors.Join(err, <-ended)
