@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -75,9 +74,7 @@ func newBackupVerifyCommand() *cobra.Command {
 		}
 		out := cmd.OutOrStdout()
 		if asJSON {
-			e := json.NewEncoder(out)
-			e.SetIndent("", "  ")
-			err = e.Encode(v)
+			err = writeJSON(out, v)
 		} else {
 			_, err = io.WriteString(out, describeVerification(v))
 		}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -235,9 +234,7 @@ func (e *unfinishedError) Unwrap() error { return e.err }
 
 func printBackup(w io.Writer, r *basebackup.Report, cfg basebackup.Config, asJSON bool) error {
 	if asJSON {
-		e := json.NewEncoder(w)
-		e.SetIndent("", "  ")
-		return e.Encode(r)
+		return writeJSON(w, r)
 	}
 	_, err := io.WriteString(w, describeBackup(r, cfg))
 	return err

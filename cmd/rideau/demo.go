@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -143,7 +142,5 @@ func printDemo(stdout io.Writer, show *demoShow, r *demo.Report, asJSON bool) er
 	if !asJSON {
 		return show.report(r)
 	}
-	out := json.NewEncoder(stdout)
-	out.SetIndent("", "  ")
-	return out.Encode(r)
+	return writeJSON(stdout, r)
 }

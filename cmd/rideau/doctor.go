@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -44,9 +43,7 @@ func newDoctorCommand() *cobra.Command {
 		}
 		out := cmd.OutOrStdout()
 		if asJSON {
-			e := json.NewEncoder(out)
-			e.SetIndent("", "  ")
-			err = e.Encode(x)
+			err = writeJSON(out, x)
 		} else {
 			_, err = io.WriteString(out, describeExamination(x))
 		}

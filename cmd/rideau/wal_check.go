@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"strconv"
@@ -277,7 +276,5 @@ func writeReportJSON(w io.Writer, r *archive.Report) error {
 	for _, d := range r.Damaged {
 		out.Damaged = append(out.Damaged, fault{d.Name, nil, d.Reason})
 	}
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	return e.Encode(out)
+	return writeJSON(w, out)
 }
