@@ -28,10 +28,10 @@ const module = "rideau"
 // layers lists our packages from the bottom up. A package may import packages
 // of earlier rows and none of its own: what two features share belongs lower.
 var layers = [][]string{
-	{"wal", "internal/durable", "internal/netproxy"},
-	{"pgrepl", "archive", "internal/pgserver", "basebackup/page", "basebackup/control", "basebackup/manifest", "basebackup/summary", "basebackup/compress"},
-	{"basebackup/walsave"}, // a part of basebackup, and nobody else's
-	{"relay", "console", "basebackup"},
+	{"wal", "internal/durable", "internal/netproxy", "extension/depend", "extension/script", "extension/catalog"},
+	{"pgrepl", "archive", "internal/pgserver", "basebackup/page", "basebackup/control", "basebackup/manifest", "basebackup/summary", "basebackup/compress", "extension/pack", "extension/resolve"},
+	{"basebackup/walsave", "extension/ledger", "extension/registry"}, // parts of one feature, and nobody else's
+	{"relay", "console", "basebackup", "extension"},
 	{"demo"}, // a play with features as its cast; nothing but the command knows it
 	{"cmd/rideau", "bench"},
 }
@@ -40,7 +40,7 @@ var layers = [][]string{
 var onlyTests = []string{"internal/pgtest"}
 
 // onlyStandardLibrary import nothing from outside it.
-var onlyStandardLibrary = []string{"wal"}
+var onlyStandardLibrary = []string{"wal", "extension/depend", "extension/script"}
 
 // minPackageDoc is the number of lines below which a package doc cannot have
 // said what the package is for, how it starts and ends, and what it promises.

@@ -114,6 +114,7 @@ func (b *bench) overSlowLine(ctx context.Context, figure string, mixed bool, goa
 	err = b.overLine(ctx, s, l, func(conninfo string) error {
 		list := []copyist{
 			b.rideauBackup(s, "--compress=auto", conninfo, "--compress", "auto"),
+			b.rideauBackup(s, "--compress=pgcrypto", conninfo, "--compress", "pgcrypto"),
 			b.rideauBackup(s, "--compress=none", conninfo, "--compress", "none"),
 			b.pgBasebackup(s, conninfo),
 		}
