@@ -9,6 +9,7 @@ import (
 	"hash/crc32"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -270,16 +271,18 @@ type worker struct {
 	decode compress.Decoder
 	ended  time.Time // when the last answer was complete
 	on     *shared
-	mine   []*task // taken, not yet done
+	mine   []*task    // taken, not yet done
+	todo   []*request // of theirs, not yet asked
+	turn   *turn      // how to ask next, if that must wait
 	flight []flight
 	seen   int64
 }
 
 // A flight is a statement whose answer has not been read.
 type flight struct {
-	method     method
-	compressed bool
-	reqs       []*request
+	method method
+	turn   turn
+	reqs   []*request
 }
 
 // ahead is how many statements are sent before the answer to the first is read,
@@ -307,19 +310,8 @@ func (w *worker) run() error {
 
 func (w *worker) loop() error {
 	for {
-		for len(w.flight) < ahead {
-			tasks := w.c.queue.take(&w.on)
-			if len(tasks) == 0 {
-				break
-			}
-			w.mine = append(w.mine, tasks...)
-			reqs, err := w.requests(tasks)
-			if err != nil {
-				return err
-			}
-			if err := w.ask(reqs); err != nil {
-				return err
-			}
+		if err := w.fill(); err != nil {
+			return err
 		}
 		if len(w.flight) == 0 {
 			return nil
@@ -333,10 +325,40 @@ func (w *worker) loop() error {
 		if err := w.pause(again); err != nil {
 			return err
 		}
-		if err := w.ask(again); err != nil {
+		w.todo = append(again, w.todo...)
+	}
+}
+
+// fill sends statements until enough are under way, or nothing is left.
+func (w *worker) fill() error {
+	for len(w.flight) < ahead {
+		if len(w.todo) == 0 {
+			tasks := w.c.queue.take(&w.on)
+			if len(tasks) == 0 {
+				return nil
+			}
+			w.mine = append(w.mine, tasks...)
+			var err error
+			if w.todo, err = w.requests(tasks); err != nil {
+				return err
+			}
+			continue
+		}
+		m := w.todo[0].method
+		if w.turn == nil {
+			turn := w.c.compress.next(m, w.todo)
+			w.turn = &turn
+		}
+		if w.turn.Trial && len(w.flight) > 0 {
+			return nil // it is to be alone
+		}
+		turn := *w.turn
+		w.turn = nil
+		if err := w.ask(m, turn); err != nil {
 			return err
 		}
 	}
+	return nil
 }
 
 // pause lets a moment pass before pages are read again that looked wrong twice:
@@ -430,29 +452,30 @@ func (w *worker) unchanged(r *request) (bool, error) {
 	return true, err
 }
 
-// ask sends a statement for the requests of each method among reqs.
-func (w *worker) ask(reqs []*request) error {
-	for len(reqs) > 0 {
-		m := reqs[0].method
-		var same, others []*request
-		for _, r := range reqs {
-			if r.method == m {
-				same = append(same, r)
-			} else {
-				others = append(others, r)
-			}
+// ask sends a statement for the first requests that are to be had by m, as many
+// as the turn allows.
+func (w *worker) ask(m method, turn turn) error {
+	var reqs, left []*request
+	var size int64
+	for _, r := range w.todo {
+		if r.method == m && (len(reqs) == 0 || size+int64(r.n) <= turn.bytes) {
+			reqs, size = append(reqs, r), size+int64(r.n)
+		} else {
+			left = append(left, r)
 		}
-		compressed := w.c.compress.use(m)
-		var wrap func(string) string
-		if compressed {
-			wrap = w.c.compress.method.Expr
-		}
-		if err := w.s.query(statement(m, same, wrap)); err != nil {
-			return err
-		}
-		w.flight = append(w.flight, flight{m, compressed, same})
-		reqs = others
 	}
+	w.todo = left
+	var wrap func(string) string
+	if turn.Compress {
+		wrap = w.c.compress.method.Expr
+	}
+	if len(w.flight) == 0 {
+		w.ended = time.Now() // the server waits for us
+	}
+	if err := w.s.query(statement(m, reqs, wrap)); err != nil {
+		return err
+	}
+	w.flight = append(w.flight, flight{m, turn, reqs})
 	return nil
 }
 
@@ -483,7 +506,7 @@ func (w *worker) answer(f flight) (again []*request, err error) {
 		if n != int64(i)+1 || i >= len(f.reqs) {
 			return nil, fmt.Errorf("server answered question %d where %d was next", n, i+1)
 		}
-		r, err := w.row(f.reqs[i], f.compressed)
+		r, err := w.row(f.reqs[i], f.turn.Compress)
 		if err != nil {
 			return nil, err
 		}
@@ -865,32 +888,77 @@ const packedMore = 64 << 10
 // A compression is how the server compresses chunks, and whether. Nil does not.
 type compression struct {
 	method compress.Method
-	tuner  *compress.Tuner // nil: always
+	auto   bool // else always
+
+	// Of a statement for many small files most time goes into other things than
+	// its bytes: they have a tuner of their own, which is asked only where there
+	// is not enough else to learn from.
+	chunks, small compress.Tuner
+
+	packed atomic.Int64 // bytes of files that were compressed to come here
 }
 
-// use says whether to compress the answer to the next statement.
-func (c *compression) use(m method) bool {
+// A turn is how a statement is made.
+type turn struct {
+	compress.Turn
+	bytes int64 // of files; at most so many, but for one
+	tuner *compress.Tuner
+}
+
+const (
+	// turnBytes is of how much a statement is while there is a choice: what was
+	// asked for the wrong way must not take long.
+	turnBytes = 4 << 20
+
+	// smallBytes is what files of a statement have at most, on average, for its
+	// time to be theirs and not their number's.
+	smallBytes = 64 << 10
+)
+
+// next says how the next statement is to be made, for requests of which the
+// first are by m.
+func (c *compression) next(m method, todo []*request) turn {
+	t := turn{bytes: math.MaxInt64}
 	switch {
 	case c == nil || m == digests:
-		return false
-	case c.tuner == nil:
-		return true
-	case m == whole:
-		return c.tuner.Compress()
+		return t
+	case !c.auto:
+		t.Compress = true
+		return t
 	}
-	return c.tuner.Compressing()
+	t.bytes, t.tuner = turnBytes, &c.chunks
+	small := sizeOf(todo) < int64(len(todo))*smallBytes
+	if small && !c.chunks.Settled() {
+		t.tuner = &c.small
+	}
+	if m != whole || small && t.tuner == &c.chunks {
+		t.Compress = t.tuner.Compressing()
+		t.tuner = nil // it learns nothing from this
+		return t
+	}
+	t.Turn = t.tuner.Next()
+	if t.Trial {
+		t.bytes = compress.TrialBytes
+	}
+	return t
 }
 
 // done is told how long an answer took.
 func (c *compression) done(f flight, took time.Duration) {
-	if c == nil || c.tuner == nil || f.method != whole {
-		return
+	if f.turn.Compress {
+		c.packed.Add(sizeOf(f.reqs))
 	}
-	var raw int64
-	for _, r := range f.reqs {
-		raw += int64(r.n)
+	if f.turn.tuner != nil {
+		f.turn.tuner.Done(f.turn.Turn, sizeOf(f.reqs), took)
 	}
-	c.tuner.Done(f.compressed, raw, took)
+}
+
+// sizeOf is how much is asked for.
+func sizeOf(reqs []*request) (n int64) {
+	for _, r := range reqs {
+		n += int64(r.n)
+	}
+	return n
 }
 
 // A limiter lets so many bytes a second pass. Nil lets all.

@@ -311,10 +311,7 @@ func (b *backup) compression(ctx context.Context) error {
 		}
 		err = b.tryCompression(ctx, m)
 		if err == nil {
-			b.compress = &compression{method: m}
-			if b.cfg.Compress == "auto" {
-				b.compress.tuner = &compress.Tuner{}
-			}
+			b.compress = &compression{method: m, auto: b.cfg.Compress == "auto"}
 			return nil
 		}
 		if b.cfg.Compress != "auto" || len(methods) == 1 || ctx.Err() != nil {
