@@ -280,9 +280,8 @@ type worker struct {
 
 // A flight is a statement whose answer has not been read.
 type flight struct {
-	method method
-	turn   turn
-	reqs   []*request
+	turn turn
+	reqs []*request
 }
 
 // ahead is how many statements are sent before the answer to the first is read,
@@ -345,7 +344,7 @@ func (w *worker) fill() error {
 			continue
 		}
 		m := w.todo[0].method
-		if w.turn == nil {
+		if w.turn == nil || w.turn.method != m {
 			turn := w.c.compress.next(m, w.todo)
 			w.turn = &turn
 		}
@@ -354,7 +353,7 @@ func (w *worker) fill() error {
 		}
 		turn := *w.turn
 		w.turn = nil
-		if err := w.ask(m, turn); err != nil {
+		if err := w.ask(turn); err != nil {
 			return err
 		}
 	}
@@ -452,13 +451,13 @@ func (w *worker) unchanged(r *request) (bool, error) {
 	return true, err
 }
 
-// ask sends a statement for the first requests that are to be had by m, as many
-// as the turn allows.
-func (w *worker) ask(m method, turn turn) error {
+// ask sends a statement for the first requests of the turn's method, as many as
+// it allows.
+func (w *worker) ask(turn turn) error {
 	var reqs, left []*request
 	var size int64
 	for _, r := range w.todo {
-		if r.method == m && (len(reqs) == 0 || size+int64(r.n) <= turn.bytes) {
+		if r.method == turn.method && (len(reqs) == 0 || size+int64(r.n) <= turn.bytes) {
 			reqs, size = append(reqs, r), size+int64(r.n)
 		} else {
 			left = append(left, r)
@@ -472,10 +471,10 @@ func (w *worker) ask(m method, turn turn) error {
 	if len(w.flight) == 0 {
 		w.ended = time.Now() // the server waits for us
 	}
-	if err := w.s.query(statement(m, reqs, wrap)); err != nil {
+	if err := w.s.query(statement(turn.method, reqs, wrap)); err != nil {
 		return err
 	}
-	w.flight = append(w.flight, flight{m, turn, reqs})
+	w.flight = append(w.flight, flight{turn, reqs})
 	return nil
 }
 
@@ -901,8 +900,9 @@ type compression struct {
 // A turn is how a statement is made.
 type turn struct {
 	compress.Turn
-	bytes int64 // of files; at most so many, but for one
-	tuner *compress.Tuner
+	method method
+	bytes  int64           // of files; at most so many, but for one
+	tuner  *compress.Tuner // that is to hear of it, if any
 }
 
 const (
@@ -918,7 +918,7 @@ const (
 // next says how the next statement is to be made, for requests of which the
 // first are by m.
 func (c *compression) next(m method, todo []*request) turn {
-	t := turn{bytes: math.MaxInt64}
+	t := turn{method: m, bytes: math.MaxInt64}
 	switch {
 	case c == nil || m == digests:
 		return t
@@ -926,18 +926,22 @@ func (c *compression) next(m method, todo []*request) turn {
 		t.Compress = true
 		return t
 	}
-	t.bytes, t.tuner = turnBytes, &c.chunks
+	t.bytes = turnBytes
 	small := sizeOf(todo) < int64(len(todo))*smallBytes
-	if small && !c.chunks.Settled() {
+	known := c.chunks.Settled()
+	switch {
+	case m == whole && !small:
+		t.tuner = &c.chunks
+	case m == whole && !known:
 		t.tuner = &c.small
-	}
-	if m != whole || small && t.tuner == &c.chunks {
-		t.Compress = t.tuner.Compressing()
-		t.tuner = nil // it learns nothing from this
+	case known || !c.small.Settled(): // a tuner that knows nothing compresses
+		t.Compress = c.chunks.Compressing()
+		return t
+	default:
+		t.Compress = c.small.Compressing()
 		return t
 	}
-	t.Turn = t.tuner.Next()
-	if t.Trial {
+	if t.Turn = t.tuner.Next(); t.Trial {
 		t.bytes = compress.TrialBytes
 	}
 	return t

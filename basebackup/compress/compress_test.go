@@ -301,13 +301,19 @@ func FuzzDecode(f *testing.F) {
 func play(requests int, plain, compressed func(i int) float64) (took time.Duration, last bool) {
 	var tuner Tuner
 	for i := range requests {
-		c, mbs := tuner.Compress(), plain(i)
-		if c {
-			mbs = compressed(i)
+		for mb := 4.0; mb > 0; {
+			turn, n, mbs := tuner.Next(), mb, plain(i)
+			if turn.Trial {
+				n = 1
+			}
+			if turn.Compress {
+				mbs = compressed(i)
+			}
+			d := time.Duration(n / mbs * float64(time.Second))
+			tuner.Done(turn, int64(n*1e6), d)
+			took += d
+			mb -= n
 		}
-		d := time.Duration(4 / mbs * float64(time.Second))
-		tuner.Done(c, 4e6, d)
-		took += d
 	}
 	return took, tuner.Compressing()
 }
@@ -345,6 +351,68 @@ func TestTuner(t *testing.T) {
 				t.Errorf("took %v, the better way alone %v", took, tt.best)
 			}
 		})
+	}
+}
+
+// What a Tuner costs where there is little to copy: 60 MB that one connection
+// gets at 20 MB/s, or compressed at 200.
+func TestTunerOfLittle(t *testing.T) {
+	took, last := play(15, func(int) float64 { return 20 }, func(int) float64 { return 200 })
+	if want := 300 * time.Millisecond; !last || took > want*4/3 {
+		t.Errorf("took %v, the better way alone %v; compressing at the end: %v", took, want, last)
+	}
+	// And where the network is no matter: as compression is what is tried first.
+	took, last = play(15, func(int) float64 { return 1000 }, func(int) float64 { return 50 })
+	if want := 60 * time.Millisecond; last || took > want+100*time.Millisecond {
+		t.Errorf("took %v, the better way alone %v; compressing at the end: %v", took, want, last)
+	}
+}
+
+// Four connections that ask at once, before any has an answer: one of them tries
+// the slow way, and who asks next knows of it.
+func TestTunerIsShared(t *testing.T) {
+	var tuner Tuner
+	var turns []Turn
+	plain := 0
+	for range 4 {
+		turn := tuner.Next()
+		if turns = append(turns, turn); !turn.Trial {
+			t.Error("a first request is no trial")
+		}
+		if !turn.Compress {
+			plain++
+		}
+	}
+	if plain != 1 {
+		t.Errorf("%d of 4 connections begin without compression, want 1", plain)
+	}
+	for _, turn := range turns {
+		took := 10 * time.Millisecond
+		if !turn.Compress {
+			took = 50 * time.Millisecond
+		}
+		tuner.Done(turn, TrialBytes, took)
+	}
+	if turn := tuner.Next(); turn.Trial || !turn.Compress || !tuner.Settled() {
+		t.Errorf("after trials of which each is clear: %+v, settled %v", turn, tuner.Settled())
+	}
+}
+
+// What loses each time is tried ever more seldom.
+func TestTunerLosesInterest(t *testing.T) {
+	var tuner Tuner
+	var at []int // of trials without compression
+	for i := range 4000 {
+		turn := tuner.Next()
+		took := 20 * time.Millisecond // of 4 MB
+		if !turn.Compress {
+			at = append(at, i)
+			took = 50 * time.Millisecond // of 1 MB
+		}
+		tuner.Done(turn, 4e6, took)
+	}
+	if len(at) < 8 || at[2]-at[1] < 40 || at[7]-at[6] < 350 {
+		t.Errorf("trials of what loses were requests %v", at)
 	}
 }
 
