@@ -1,0 +1,103 @@
+// Package depend is the vocabulary of extensions that need or refuse each
+// other: names, versions and their order, and the lists that a control file
+// has in its depends and conflicts.
+//
+//	depends = bar (>= 1.1, < 2), baz | qux@server
+//	          └┬┘ └────┬──────┘  └──────┬───────┘
+//	         name    Range         Alternatives: one must hold
+//	          └──── Relation ┘
+//	          └─────────────── List: all must hold ──────────┘
+//
+//	list  = alt { "," alt }            alt = rel { "|" rel }
+//	rel   = name [ "[" feature "]" ] [ "(" op version { "," op version } ")" ] [ "@" scope ]
+//	op    = "<" | "<=" | "=" | ">=" | ">" | "!=" | "~>"
+//	scope = "db" | "server" | "node"
+//
+// "<" is strict; Debian's "<<" and ">>" are read as "<" and ">", and "==" as
+// "=". A name or version with a character that the grammar uses stands in
+// double quotes: "my ext". What is printed is canonical, and is read back as
+// the same value.
+//
+// # The order of versions
+//
+// PostgreSQL has none: to it a version is a word, and only update scripts say
+// that one follows another. [Compare] orders any two words as Debian does,
+// except that a pre-release comes before its release. An [Order] knows the
+// versions of one extension and its update scripts, and believes the scripts
+// first: a path from 1.06 to 1.1 and none back proves that 1.06 is the older,
+// whatever the digits say.
+//
+// # Invariants
+//
+//   - Compare is a total order of classes of versions that are spelt
+//     differently and mean the same: 1.0 and 1.00. So is Order.Compare over the
+//     versions that the Order was made of.
+//   - ParseList(l.String()) is l, for every l that ParseList returns.
+//   - Everything here is a function of its arguments, takes time in proportion
+//     to them (sorting apart), and never panics on what it is given.
+package depend
+
+import (
+	"fmt"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// MaxName is the length in bytes that a name may have: PostgreSQL keeps it as
+// an identifier, NAMEDATALEN - 1.
+const MaxName = 63
+
+// MaxVersion is the length in bytes that a version may have. A guess: two of
+// them and a name must fit into the name of a file.
+const MaxVersion = 95
+
+// CheckName returns why name cannot be that of an extension, or nil. The rules
+// are those of PostgreSQL's check_valid_extension_name, and that the name fits
+// an identifier, and has no quotes or characters that cannot be seen.
+func CheckName(name string) error {
+	if why := badWord(name, MaxName); why != "" {
+		return fmt.Errorf("invalid extension name %q: %s", name, why)
+	}
+	return nil
+}
+
+// CheckVersion returns why version cannot be one of an extension, or nil. The
+// rules are those of PostgreSQL's check_valid_version_name, and that it has no
+// quotes or characters that cannot be seen.
+func CheckVersion(version string) error {
+	if why := badWord(version, MaxVersion); why != "" {
+		return fmt.Errorf("invalid extension version %q: %s", version, why)
+	}
+	return nil
+}
+
+// badWord says what is wrong with a name or version, or returns "".
+func badWord(s string, max int) string {
+	switch {
+	case s == "":
+		return "must not be empty"
+	case len(s) > max:
+		return fmt.Sprintf("must not be longer than %d bytes", max)
+	case !utf8.ValidString(s):
+		return "must be valid UTF-8"
+	case strings.Contains(s, "--"):
+		return `must not contain "--"`
+	case s[0] == '-' || s[len(s)-1] == '-':
+		return `must not begin or end with "-"`
+	case strings.ContainsAny(s, `/\`):
+		return "must not contain directory separator characters"
+	case s == "." || s == "..":
+		return "must not be the name of a directory"
+	case strings.ContainsAny(s, `"'`):
+		return "must not contain quotes"
+	case s[0] == ' ' || s[len(s)-1] == ' ':
+		return "must not begin or end with a space"
+	}
+	for _, r := range s {
+		if !unicode.IsPrint(r) {
+			return fmt.Sprintf("must not contain the character %U", r)
+		}
+	}
+	return ""
+}
