@@ -43,6 +43,7 @@ package catalog
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -166,9 +167,13 @@ func Members(ctx context.Context, q Querier, extension string) ([]Object, error)
 }
 
 func members(ctx context.Context, q Querier, extension string) ([]Object, error) {
+	restore, err := pin(ctx, q)
+	if err != nil {
+		return nil, err
+	}
 	var oid uint32
 	if err := q.QueryRow(ctx, `SELECT oid FROM pg_catalog.pg_extension WHERE extname = $1`, extension).Scan(&oid); err != nil {
-		if err == pgx.ErrNoRows {
+		if errors.Is(err, pgx.ErrNoRows) {
 			err = fmt.Errorf("extension %q does not exist", extension)
 		}
 		return nil, err
@@ -187,5 +192,8 @@ ORDER BY 1, 2`, oid)
 	if err != nil {
 		return nil, err
 	}
-	return describe(ctx, q, objects)
+	if objects, err = describe(ctx, q, objects); err != nil {
+		return nil, err
+	}
+	return objects, restore()
 }

@@ -12,6 +12,7 @@ type class struct {
 	oid    string // the column with the object's oid
 	name   string // an expression for a part of the identity, see Lookup; "" for none
 	since  int    // the first major version that has it
+	where  string // which rows changes of are reported, "" for all
 	view   bool   // a view instead of a catalogue we may not read: rows have no xmin
 	shared bool   // common to all databases
 }
@@ -37,7 +38,7 @@ var classes = []class{
 	{id: 2601, table: "pg_am", name: "x.amname"},
 	{id: 2602, table: "pg_amop"},
 	{id: 2603, table: "pg_amproc"},
-	{id: 2618, table: "pg_rewrite", name: "x.rulename"},
+	{id: 2618, table: "pg_rewrite", name: "x.rulename", where: "x.rulename <> '_RETURN'"}, // that is the query of a view,
 	{id: 2620, table: "pg_trigger", name: "x.tgname"},
 	{id: 2615, table: "pg_namespace", name: "x.nspname"},
 	{id: 3381, table: "pg_statistic_ext", name: "x.stxname"},
@@ -88,6 +89,7 @@ type aux struct {
 var auxes = []aux{
 	{table: "pg_attribute", classID: "1259", objID: "x.attrelid", part: "'column ' || quote_ident(x.attname)"},
 	{table: "pg_attrdef", classID: "1259", objID: "x.adrelid", part: "'column default'"},
+	{table: "pg_rewrite", classID: "1259", objID: "x.ev_class", part: "'query'", where: "x.rulename = '_RETURN'"},
 	{table: "pg_index", classID: "1259", objID: "x.indexrelid", part: "'index'"},
 	{table: "pg_sequence", classID: "1259", objID: "x.seqrelid", part: "'sequence'"},
 	{table: "pg_inherits", classID: "1259", objID: "x.inhrelid", part: "'parent'"},
@@ -126,19 +128,22 @@ func writtenSQL(major int) string {
 	var parts []string
 	for i, c := range classes {
 		if c.since <= major && !c.view {
-			parts = append(parts, fmt.Sprintf("SELECT %d::int4, x.ctid, x.xmin, %d::oid, x.%s, ''::text FROM pg_catalog.%s x WHERE age(x.xmin) <= 0",
-				i, c.id, c.oidColumn(), c.table))
+			parts = append(parts, fmt.Sprintf("SELECT %d::int4, x.ctid, x.xmin, %d::oid, x.%s, ''::text FROM pg_catalog.%s x WHERE age(x.xmin) <= 0%s",
+				i, c.id, c.oidColumn(), c.table, and(c.where)))
 		}
 	}
 	for i, a := range auxes {
-		where := ""
-		if a.where != "" {
-			where = " AND " + a.where
-		}
 		parts = append(parts, fmt.Sprintf("SELECT %d, x.ctid, x.xmin, (%s)::oid, (%s)::oid, %s FROM pg_catalog.%s x WHERE age(x.xmin) <= 0%s",
-			len(classes)+i, a.classID, a.objID, a.part, a.table, where))
+			len(classes)+i, a.classID, a.objID, a.part, a.table, and(a.where)))
 	}
 	return strings.Join(parts, "\nUNION ALL ")
+}
+
+func and(condition string) string {
+	if condition == "" {
+		return ""
+	}
+	return " AND " + condition
 }
 
 func (c class) oidColumn() string {
@@ -148,7 +153,8 @@ func (c class) oidColumn() string {
 	return c.oid
 }
 
-// relationsSQL selects oid and a hash of the row of tables and views, without
+// relationsSQL selects oid and a hash of the row of tables, views and
+// partitioned indexes, without
 // the columns that are written when something else is made or analyzed. The
 // hash is seeded, so that nobody can prepare two rows with the same.
 const relationsSQL = `
@@ -158,4 +164,4 @@ SELECT x.oid, (hashtextextended(ROW(
 	x.relreplident, x.relispartition, x.relrewrite, x.relacl, x.reloptions, x.relpartbound)::text, $1)
 	 & 2147483647)::int4
 FROM pg_catalog.pg_class x
-WHERE x.oid >= 16384 AND x.relkind = ANY ('{r,p,v,m,f}')`
+WHERE x.oid >= 16384 AND x.relkind = ANY ('{r,p,v,m,f,I}')`

@@ -213,4 +213,3 @@ func dropDefaultACL(o Object) (string, error) {
 
 // quote writes a qualified name as SQL.
 func quote(names ...string) string { return pgx.Identifier(names).Sanitize() }
-

@@ -172,21 +172,17 @@ func (p *dropPlan) root(a address) address {
 }
 
 // cycle finds what to drop when all that are left are needed by others: the
-// object whose CASCADE takes the most of them, and nothing that is not ours.
-// If there is none, the first has to be dropped with RESTRICT, for the server
-// to say why that cannot be.
+// object whose CASCADE takes the least, and nothing that is not ours. If there
+// is none, RESTRICT remains, for the server to say why that cannot be.
 func (p *dropPlan) cycle(left []address) []drop {
-	var best map[address]bool
+	var least map[address]bool
 	var object address
 	for _, a := range left {
-		// Only the newest half of a cycle would be tried if this stopped early:
-		// taking a table's default with a function is not taking the table.
-		takes, foreign := p.cascade(a)
-		if !foreign && len(takes) > len(best) {
-			best, object = takes, a
+		if takes, foreign := p.cascade(a); !foreign && (least == nil || len(takes) < len(least)) {
+			least, object = takes, a
 		}
 	}
-	if best == nil {
+	if least == nil {
 		var plan []drop
 		for _, a := range left {
 			p.gone[a] = true
@@ -194,7 +190,7 @@ func (p *dropPlan) cycle(left []address) []drop {
 		}
 		return plan
 	}
-	for a := range best {
+	for a := range least {
 		p.gone[a] = true
 	}
 	return []drop{{object: object, cascade: true}}

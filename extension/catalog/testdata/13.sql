@@ -1,0 +1,2 @@
+CREATE OPERATOR $T.!!! (LEFTARG = int, FUNCTION = int4um);
+CREATE OPERATOR $T.!!! (RIGHTARG = int, FUNCTION = int4um);
