@@ -1,0 +1,448 @@
+package pack
+
+import (
+	"archive/tar"
+	"archive/zip"
+	"bytes"
+	"compress/gzip"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"testing/fstest"
+)
+
+// dir makes a directory of texts.
+func dir(files map[string]string) fstest.MapFS {
+	m := fstest.MapFS{}
+	for name, text := range files {
+		m[name] = &fstest.MapFile{Data: []byte(text), Mode: 0o644}
+	}
+	return m
+}
+
+var fooFiles = map[string]string{
+	"control":              post,
+	"install.sql":          "CREATE FUNCTION @extschema:bar@.f() RETURNS int LANGUAGE sql AS 'SELECT 1';",
+	"upgrade/0.9--1.0.sql": "SELECT 1;",
+	"uninstall.sql":        "DROP FUNCTION f();",
+	"foo.conf":             "foo.a = 1\n",
+	"objects.json":         `[{"type": "function", "names": ["@extschema@", "f"], "args": []}]`,
+	"lib/foo.so":           "\x7fELF",
+	"doc/foo.md":           "# foo",
+	"LICENSE":              "PostgreSQL",
+	"README.md":            "not part of it",
+	".git/config":          "nor this",
+}
+
+func TestReadDir(t *testing.T) {
+	p, err := Read(dir(fooFiles))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(p.Versions(), p.Edges(), len(p.Scripts), len(p.Conf), p.Objects, string(p.Uninstall)); got != "[1.0] [{0.9 1.0}] 2 1 [{function [@extschema@ f] []}]DROP FUNCTION f();" {
+		t.Error(got)
+	}
+	var files []string
+	for _, f := range p.Files {
+		files = append(files, f.Path)
+	}
+	if fmt.Sprint(files) != "[doc/LICENSE doc/foo.md lib/foo.so]" {
+		t.Error(files)
+	}
+	native, err := p.Native()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "default_version = '1.0'\nrelocatable = false\nsuperuser = true\nrequires = 'bar, baz'\n#@depends bar (>= 1.1), baz\n#@conflicts bla (< 0.8)\n#@custom_variable_classes 'foo'\n"
+	if string(native["foo.control"]) != want || string(native["foo--1.0.sql"]) != fooFiles["install.sql"] || len(native) != 3 || native["foo--0.9--1.0.sql"] == nil {
+		t.Errorf("%s\n%v", native["foo.control"], native)
+	}
+	// And back.
+	files2 := fstest.MapFS{}
+	for name, data := range native {
+		files2[name] = &fstest.MapFile{Data: data}
+	}
+	back, err := ReadNative(files2, "foo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, a := *back.Control, *p.Control
+	b.Text, a.Text = nil, nil
+	if !reflect.DeepEqual(a, b) {
+		t.Errorf("through native files:\n%+v\nfirst\n%+v", b, a)
+	}
+}
+
+func TestReadDirErrors(t *testing.T) {
+	for _, tc := range []struct {
+		why, file, text, want string
+	}{
+		{"no control", "control", "", "control: no control file"},
+		{"no script", "install.sql", "", "install.sql: file is missing"},
+		{"a script with another name", "instal.sql", "x", `instal.sql: unknown file: did you mean "install.sql"?`},
+		{"a script of nothing", "more.sql", "x", "more.sql: unknown file: scripts are install.sql"},
+		{"a folder with another name", "upgrades/1--2.sql", "x", `upgrades: unknown folder: did you mean "upgrade"?`},
+		{"upgrade of one version", "upgrade/1.0.sql", "x", "upgrade/1.0.sql: the name of an upgrade must be FROM--TO.sql"},
+		{"upgrade to itself", "upgrade/1.0--1.0.sql", "x", "to itself"},
+		{"upgrade twice", "upgrade/foo--0.9--1.0.sql", "x", "is the same upgrade as"},
+		{"settings of another", "bar.conf", "x = 1", "bar.conf: settings of package \"foo\" must be in foo.conf"},
+		{"settings with another prefix", "foo.conf", "bar.x = 1", "foo.conf:1:1:"},
+		{"objects", "objects.json", "[\n{]", "objects.json:2:"},
+		{"objects with more", "objects.json", "[] []", "objects.json: something stands behind"},
+		{"objects of another kind", "objects.json", `[{"typ": "x"}]`, "objects.json: "},
+		{"script that commits", "install.sql", "SELECT 1;\nCOMMIT;", "install.sql:2:1: COMMIT: transaction control"},
+		{"script with a library that is not named", "install.sql", "", ""},
+		{"script that is cut off", "upgrade/0.9--1.0.sql", "SELECT 'a", "upgrade/0.9--1.0.sql:1:8: quoted string is not terminated"},
+		{"script that names a schema of what it does not depend on", "install.sql", "SELECT @extschema:bla@.x()", `install.sql:1:8: @extschema:bla@ names an extension that is not required: "bla"`},
+		{"script of another encoding", "install.sql", "SELECT 'é', '\xe9'", "install.sql:1:14: byte 0xe9 is not UTF-8"},
+		{"uninstall with psql", "uninstall.sql", "\\i x", "uninstall.sql:1:1: psql command"},
+	} {
+		if tc.want == "" {
+			continue
+		}
+		t.Run(tc.why, func(t *testing.T) {
+			files := dir(fooFiles)
+			files[tc.file] = &fstest.MapFile{Data: []byte(tc.text), Mode: 0o644}
+			if tc.text == "" {
+				delete(files, tc.file)
+			}
+			if _, err := Read(files); err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("got %v, want %s", err, tc.want)
+			}
+		})
+	}
+}
+
+func archive(t testing.TB, p *Package) ([]byte, string) {
+	t.Helper()
+	var b bytes.Buffer
+	sum, err := p.WriteArchive(&b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes(), sum
+}
+
+func TestArchive(t *testing.T) {
+	nativeFiles := map[string]string{
+		"foo.control": "default_version = '1.1'\n#@conflicts bla\n", "foo--1.1.control": "requires = 'baz'", "sql/foo--1.0.sql": "SELECT 1;", "foo--1.0--1.1.sql": "SELECT 2;",
+		"foo--1.1.sql": "SELECT 3;", "META.json": `{"meta-spec": {"version": "1.0.0"}, "version": "1.1.0", "provides": {"foo": {"version": "1.1.0"}}}`, "Makefile": "EXTENSION = foo",
+	}
+	for name, files := range map[string]map[string]string{"post": fooFiles, "native": nativeFiles} {
+		p, err := Read(dir(files))
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, sum := archive(t, p)
+		if is := sha256.Sum256(data); hex.EncodeToString(is[:]) != sum {
+			t.Errorf("%s: wrong sum", name)
+		}
+		if again, _ := archive(t, p); !bytes.Equal(data, again) {
+			t.Errorf("%s: the same package makes two archives", name)
+		}
+		back, err := ReadArchive(bytes.NewReader(data))
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if back.SHA256 != sum {
+			t.Errorf("%s: read %s, wrote %s", name, back.SHA256, sum)
+		}
+		if again, _ := archive(t, back); !bytes.Equal(data, again) {
+			t.Errorf("%s: the archive changes when it is read and written", name)
+		}
+		back.SHA256 = ""
+		for i := range back.Scripts {
+			back.Scripts[i].File = p.Scripts[i].File
+		}
+		if fmt.Sprintf("%+v", *back.Control) != fmt.Sprintf("%+v", *p.Control) || fmt.Sprint(back.Scripts, back.Files, back.Conf) != fmt.Sprint(p.Scripts, p.Files, p.Conf) {
+			t.Errorf("%s: read back\n%+v\nfirst\n%+v", name, back, p)
+		}
+	}
+}
+
+// tarGz packs entries as they are given.
+func tarGz(t testing.TB, entries ...tar.Header) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	z := gzip.NewWriter(&b)
+	w := tar.NewWriter(z)
+	for _, h := range entries {
+		data := fooFiles[h.Name]
+		if h.PAXRecords["text"] != "" {
+			data = h.PAXRecords["text"]
+		}
+		h.PAXRecords = nil
+		if h.Typeflag == tar.TypeReg && h.Size == 0 {
+			h.Size = int64(len(data))
+		}
+		h.Mode = 0o644
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		if h.Typeflag == tar.TypeReg {
+			if _, err := io.WriteString(w, data); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := errors.Join(w.Close(), z.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func TestArchiveRefused(t *testing.T) {
+	file := func(name string) tar.Header { return tar.Header{Typeflag: tar.TypeReg, Name: name} }
+	good := []tar.Header{file("control"), file("install.sql")}
+	with := func(h ...tar.Header) []byte { return tarGz(t, append(slices.Clone(good), h...)...) }
+	if _, err := ReadArchive(bytes.NewReader(with())); err != nil {
+		t.Fatal(err)
+	}
+	bomb := func() []byte {
+		var b bytes.Buffer
+		z, _ := gzip.NewWriterLevel(&b, gzip.BestSpeed)
+		w := tar.NewWriter(z)
+		zeros := make([]byte, 1<<20)
+		for _, name := range []string{"lib/a.so", "lib/b.so", "lib/c.so"} {
+			if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: 200 << 20}); err != nil {
+				t.Fatal(err)
+			}
+			for range 200 {
+				if _, err := w.Write(zeros); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if err := errors.Join(w.Close(), z.Close()); err != nil {
+			t.Fatal(err)
+		}
+		return b.Bytes()
+	}
+	huge := func() []byte { // says that it is large, and is not
+		var b bytes.Buffer
+		z := gzip.NewWriter(&b)
+		if err := tar.NewWriter(z).WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "lib/a.so", Size: 1 << 40}); err != nil {
+			t.Fatal(err)
+		}
+		if err := z.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return b.Bytes()
+	}
+	for _, tc := range []struct {
+		why  string
+		data []byte
+		want string
+	}{
+		{"not gzip", []byte("hello world"), "could not read archive"},
+		{"empty", nil, "could not read archive"},
+		{"cut off", with()[:200], "could not read archive"},
+		{"a byte changed", func() []byte { d := with(); d[len(d)-6] ^= 1; return d }(), "could not read archive"},
+		{"something behind it", append(with(), 0), "something stands behind its end"},
+		{"an archive behind it", append(with(), with()...), "something stands behind its end"},
+		{"parent", with(file("../x")), `path "../x" is refused`},
+		{"hidden parent", with(file("lib/../../x")), "is refused"},
+		{"absolute", with(file("/etc/passwd")), "is refused"},
+		{"unclean", with(file("lib//x")), "is refused"},
+		{"backslash", with(file(`lib\x`)), "is refused"},
+		{"control character", with(file("lib/a\nb")), "is refused"},
+		{"long", with(file("lib/" + strings.Repeat("x", 300))), "is refused"},
+		{"deep", with(file("lib/" + strings.Repeat("x/", 20) + "x")), "is refused"},
+		{"symbolic link", with(tar.Header{Typeflag: tar.TypeSymlink, Name: "lib/x", Linkname: "/etc"}), "is not a regular file"},
+		{"hard link", with(tar.Header{Typeflag: tar.TypeLink, Name: "lib/x", Linkname: "control"}), "is not a regular file"},
+		{"device", with(tar.Header{Typeflag: tar.TypeChar, Name: "lib/x"}), "is not a regular file"},
+		{"folder", with(tar.Header{Typeflag: tar.TypeDir, Name: "lib/"}), "is not a regular file"},
+		{"twice", with(file("control")), `it has "control" twice`},
+		{"file and folder", with(file("lib/x"), file("lib/x/y")), `"lib/x" is a file and a folder`},
+		{"no part", with(file("README.md")), `"README.md" is no part of a package`},
+		{"no part, hidden", with(file(".profile")), `".profile" is no part of a package`},
+		{"two packages", with(file("bar.control")), "unknown file"},
+		{"no control", tarGz(t, file("install.sql")), "no control file"},
+		{"bad script", tarGz(t, file("control"), tar.Header{Typeflag: tar.TypeReg, Name: "install.sql", PAXRecords: map[string]string{"text": "COMMIT"}}), "transaction control"},
+		{"large control", tarGz(t, tar.Header{Typeflag: tar.TypeReg, Name: "control", PAXRecords: map[string]string{"text": strings.Repeat("#", maxText+1)}}), "control: file is larger than"},
+		{"bomb", bomb(), "package is larger than"},
+		{"says it is huge", huge(), `"lib/a.so" is larger than`},
+	} {
+		t.Run(tc.why, func(t *testing.T) {
+			if p, err := ReadArchive(bytes.NewReader(tc.data)); err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("got %v, %v, want %s", p, err, tc.want)
+			}
+		})
+	}
+}
+
+func FuzzReadArchive(f *testing.F) {
+	for _, files := range []map[string]string{fooFiles, {"foo.control": "default_version='1'", "foo--1.sql": "SELECT 1", "foo--1--2.sql": "", "META.json": "{}"}} {
+		var b bytes.Buffer
+		w := tar.NewWriter(&b)
+		for name, text := range files {
+			if name[0] == '.' {
+				continue
+			}
+			if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: int64(len(text)), Mode: 0o644}); err != nil {
+				f.Fatal(err)
+			}
+			if _, err := io.WriteString(w, text); err != nil {
+				f.Fatal(err)
+			}
+		}
+		if err := w.Close(); err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b.Bytes(), true)
+		f.Add(b.Bytes(), false)
+	}
+	f.Fuzz(func(t *testing.T, data []byte, compress bool) {
+		if compress { // else the fuzzer must find gzip's checksum
+			var b bytes.Buffer
+			z := gzip.NewWriter(&b)
+			if _, err := z.Write(data); err != nil {
+				t.Fatal(err)
+			}
+			if err := z.Close(); err != nil {
+				t.Fatal(err)
+			}
+			data = b.Bytes()
+		}
+		p, err := ReadArchive(bytes.NewReader(data))
+		if err != nil {
+			return
+		}
+		written, sum := archive(t, p)
+		again, err := ReadArchive(bytes.NewReader(written))
+		if err != nil {
+			t.Fatalf("what was written cannot be read: %v", err)
+		}
+		if rewritten, _ := archive(t, again); !bytes.Equal(written, rewritten) || again.SHA256 != sum {
+			t.Fatal("an archive changes when it is read and written")
+		}
+	})
+}
+
+func TestMeta(t *testing.T) {
+	base := map[string]string{
+		"pair.control": "default_version = '1.2'\nrequires = 'hstore'\n", "sql/pair.sql": "SELECT 1;", "sql/pair--1.1--1.2.sql": "SELECT 2;",
+		"test/sql/pair--1.2.sql": "test", "Makefile": `
+EXTENSION    = pair
+EXTVERSION   = $(shell grep default_version $(EXTENSION).control | cut -d "'" -f 2)
+MODULES      = $(patsubst %.c,%,$(wildcard src/*.c))
+DATA         = $(wildcard sql/*--*.sql) sql/$(EXTENSION)--$(EXTVERSION).sql
+all: sql/$(EXTENSION)--$(EXTVERSION).sql
+sql/$(EXTENSION)--$(EXTVERSION).sql: sql/$(EXTENSION).sql
+	cp $< $@
+`,
+		"META.json": `{"name": "pair", "version": "1.2.3", "abstract": "A pair", "license": ["mit", "postgresql"], "meta-spec": {"version": "1.0.0"},
+ "provides": {"pair": {"file": "sql/pair.sql", "version": "1.2.0"}},
+ "prereqs": {"runtime": {"requires": {"PostgreSQL": ">= 13.0.0, < 19.0.0", "hstore": "1.4.0", "plpgsql": 0}, "recommends": {"ip4r": "!= 2.0.0"}, "conflicts": {"pear": "< 2.0.0"}},
+  "test": {"requires": {"pgTAP": "1.0.0"}}}}`,
+	}
+	zipped := func(top string, files map[string]string) *bytes.Reader {
+		var b bytes.Buffer
+		w := zip.NewWriter(&b)
+		for name, text := range files {
+			f, err := w.Create(top + name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.WriteString(f, text); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return bytes.NewReader(b.Bytes())
+	}
+	change := func(changes map[string]string) map[string]string {
+		files := map[string]string{}
+		for name, text := range base {
+			files[name] = text
+		}
+		for name, text := range changes {
+			if files[name] = text; text == "" {
+				delete(files, name)
+			}
+		}
+		return files
+	}
+	describe := func(p *Package) string {
+		c := p.Control
+		return fmt.Sprintf("%s %s (%s) [%s] [%s] [%s] [%s] %q %q %v %v", c.Name, c.Version, c.ExtVersion, c.Postgres, c.Depends, c.Recommends, c.Conflicts, c.Comment, c.License, c.OSDepends, p.Versions())
+	}
+	const v1 = `pair 1.2.0 (1.2) [>= 13, < 19] [hstore (>= 1.4.0), plpgsql] [ip4r (!= 2.0.0)] [pear (< 2.0.0)] "A pair" "mit, postgresql" [] [1.2]`
+	const v2 = `{"name": "pair", "version": "1.3.0", "abstract": "A pair", "license": "PostgreSQL", "meta-spec": {"version": "2.0.0"},
+ "contents": {"extensions": {"pair": {"control": "src/pair.control", "sql": "sql/pair.sql"}}},
+ "dependencies": {"postgres": {"version": "14.0"}, "packages": {"run": {"requires": {"pkg:postgres/hstore": 0, "pkg:pgxn/ip4r": ">= 2.4.0", "pkg:generic/zlib": 0}}, "test": {"requires": {"pkg:pgxn/pgtap": "1.1.0"}}}}}`
+	for _, tc := range []struct {
+		why   string
+		files map[string]string
+		want  string
+	}{
+		{"version 1", base, v1},
+		{"version 2", change(map[string]string{"META.json": v2, "pair.control": "", "src/pair.control": base["pair.control"]}),
+			`pair 1.3.0 (1.2) [>= 14] [ip4r (>= 2.4.0), hstore] [] [] "A pair" "PostgreSQL" [zlib] [1.2]`},
+		{"what the control file says goes first", change(map[string]string{"pair.control": base["pair.control"] + "#@depends hstore (>= 1.8)\n#@version 9\n#@postgres >= 16\ncomment = 'c'"}),
+			`pair 9 (1.2) [>= 16] [hstore (>= 1.8), plpgsql] [ip4r (!= 2.0.0)] [pear (< 2.0.0)] "c" "mit, postgresql" [] [1.2]`},
+		{"no META.json", change(map[string]string{"META.json": ""}), `pair 1.2 (1.2) [] [hstore] [] [] "" "" [] [1.2]`},
+		{"C", change(map[string]string{"src/pair.c": "int x;"}), `ERROR extension "pair" must be built before it can be packed: Makefile says MODULES`},
+		{"C by name", change(map[string]string{"Makefile": "MODULE_big = pair\nOBJS = pair.o"}), `ERROR extension "pair" must be built before it can be packed: Makefile says MODULE_big = pair, which needs a compiler`},
+		{"C that has been built", change(map[string]string{"Makefile": base["Makefile"] + "MODULE_big = pair\n", "lib/pair.so": "x"}), v1},
+		{"Rust", change(map[string]string{"Cargo.toml": "x"}), `ERROR extension "pair" must be built before it can be packed: it is written in Rust`},
+		{"a generated script", change(map[string]string{"Makefile": "sql/$(EXTENSION)--$(EXTVERSION).sql: sql/$(EXTENSION).sql\n\tsed s/a/b/ $< > $@\n"}), "ERROR extension \"pair\" must be built before it can be packed: Makefile makes sql/$(EXTENSION)--$(EXTVERSION).sql"},
+		{"a script of many", change(map[string]string{"Makefile": "pair--1.2.sql: sql/*.sql\n\tcat $^ > $@\n"}), "ERROR extension \"pair\" must be built before it can be packed: Makefile makes pair--1.2.sql"},
+		{"no rule", change(map[string]string{"Makefile": "EXTENSION = pair\n"}), `ERROR extension "pair" must be built before it can be packed: there is no script for version "1.2"`},
+		{"two scripts that differ", change(map[string]string{"pair--1.1--1.2.sql": "SELECT 3;"}), "ERROR sql/pair--1.1--1.2.sql: is the same script as pair--1.1--1.2.sql, and differs"},
+		{"a specification to come", change(map[string]string{"META.json": `{"meta-spec": {"version": "3.0.0"}}`}), `ERROR META.json: version "3.0.0" of PGXN's specification is not known`},
+		{"a range that is none", change(map[string]string{"META.json": strings.Replace(base["META.json"], "1.4.0", ">= >= 1", 1)}), `ERROR META.json: requires of "hstore": range`},
+		{"no JSON", change(map[string]string{"META.json": "{\n\"a\": }"}), "ERROR META.json:2:"},
+		{"a parameter that servers refuse", change(map[string]string{"pair.control": "default_version = '1.2'\ndepends = 'x'"}), "ERROR pair.control:2:1: unknown parameter \"depends\": the server would refuse the file; write it as a comment, #@depends"},
+		{"a comment with a slip", change(map[string]string{"pair.control": "default_version = '1.2'\n#@depend x"}), "ERROR pair.control:2:3: unknown parameter #@depend: did you mean #@depends?"},
+	} {
+		t.Run(tc.why, func(t *testing.T) {
+			z := zipped("pair-1.2.3/", tc.files)
+			list, err := ReadZip(z, z.Size())
+			one, errOne := Read(dir(tc.files))
+			if fmt.Sprint(err) != fmt.Sprint(errOne) {
+				t.Errorf("zip: %v; directory: %v", err, errOne)
+			}
+			if want, isError := strings.CutPrefix(tc.want, "ERROR "); isError {
+				if err == nil || !strings.Contains(err.Error(), want) {
+					t.Errorf("got %v, want %s", err, want)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := describe(list[0]); len(list) != 1 || got != tc.want {
+				t.Errorf("got  %s\nwant %s", got, tc.want)
+			}
+			if got := describe(one); got != tc.want {
+				t.Errorf("directory: %s", got)
+			}
+			data, _ := archive(t, one)
+			back, err := ReadArchive(bytes.NewReader(data))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := describe(back); got != tc.want {
+				t.Errorf("archive: %s", got)
+			}
+		})
+	}
+	two := zipped("pair-1.2.3/", change(map[string]string{"other.control": "default_version = '1'", "other--1.sql": "SELECT 1"}))
+	if list, err := ReadZip(two, two.Size()); err != nil || len(list) != 2 || list[0].Control.Name != "other" {
+		t.Errorf("%v, %v", list, err)
+	}
+	for why, z := range map[string]*bytes.Reader{"no folder": zipped("", base), "parent": zipped("../pair/", base), "absolute": zipped("/pair/", base)} {
+		if _, err := ReadZip(z, z.Size()); err == nil {
+			t.Errorf("%s: read", why)
+		}
+	}
+}

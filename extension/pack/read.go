@@ -1,0 +1,523 @@
+package pack
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+
+	"rideau/extension/depend"
+)
+
+// What a package may be at most. The largest that are known have a library of
+// some ten megabytes and a few hundred upgrade scripts.
+const (
+	maxTotal   = 512 << 20 // bytes of all files together
+	maxFile    = 256 << 20 // of one file
+	maxText    = 1 << 20   // of a control file, settings, META.json
+	maxEntries = 20_000
+	maxPath    = 240
+	maxDepth   = 12
+)
+
+// A tree is what a package is read from: files by their paths. Those that a
+// package has no use for have no data.
+type tree map[string]*File
+
+// wanted says whether a file of a directory can be part of a package.
+func wanted(name string) bool {
+	dir, base := path.Split(name)
+	switch path.Ext(base) {
+	case ".sql", ".control":
+		return true
+	case ".conf", ".json":
+		return dir == ""
+	}
+	switch {
+	case dir == "":
+		return base == "control" || isMakefile(base) || isLegal(base)
+	default:
+		return strings.HasPrefix(name, "lib/") || strings.HasPrefix(name, "share/") || strings.HasPrefix(name, "doc/")
+	}
+}
+
+func isMakefile(base string) bool { return base == "Makefile" || base == "GNUmakefile" }
+
+// isLegal says whether it is a text that must go wherever the package goes.
+func isLegal(base string) bool {
+	for _, p := range []string{"LICENSE", "LICENCE", "COPYING", "COPYRIGHT", "NOTICE"} {
+		if strings.HasPrefix(strings.ToUpper(base), p) {
+			return true
+		}
+	}
+	return false
+}
+
+// limit counts what is read.
+type limit struct{ total int64 }
+
+func (l *limit) read(name string, r io.Reader) ([]byte, error) {
+	most := int64(maxFile)
+	switch path.Ext(name) {
+	case ".control", ".conf", ".json", "":
+		if !strings.Contains(name, "/") {
+			most = maxText
+		}
+	}
+	data, err := io.ReadAll(io.LimitReader(r, min(most, maxTotal-l.total)+1))
+	if err != nil {
+		return nil, fmt.Errorf("could not read %s: %w", name, err)
+	}
+	l.total += int64(len(data))
+	switch {
+	case int64(len(data)) > most:
+		return nil, &Error{File: name, Message: fmt.Sprintf("file is larger than %d bytes", most)}
+	case l.total > maxTotal:
+		return nil, &Error{File: name, Message: fmt.Sprintf("package is larger than %d bytes", maxTotal)}
+	}
+	return data, nil
+}
+
+// walk reads a directory. Folders that begin with a dot are left out.
+func walk(fsys fs.FS) (tree, error) {
+	t, l := tree{}, &limit{}
+	err := fs.WalkDir(fsys, ".", func(name string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case name != "." && strings.HasPrefix(d.Name(), "."):
+			if d.IsDir() {
+				return fs.SkipDir
+			}
+			return nil
+		case d.IsDir():
+			if strings.Count(name, "/") >= maxDepth {
+				return fs.SkipDir
+			}
+			return nil
+		case len(t) >= maxEntries:
+			return fmt.Errorf("directory has more than %d files: it is no package", maxEntries)
+		case !wanted(name):
+			t[name] = &File{Path: name}
+			return nil
+		}
+		return t.load(fsys, name, l)
+	})
+	return t, err
+}
+
+// load reads one file of a directory, through symbolic links.
+func (t tree) load(fsys fs.FS, name string, l *limit) error {
+	f, err := fsys.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() {
+		if info.IsDir() {
+			return nil // a link to a folder
+		}
+		return &Error{File: name, Message: "not a regular file"}
+	}
+	data, err := l.read(name, f)
+	if err != nil {
+		return err
+	}
+	t[name] = &File{Path: name, Mode: plainMode(info.Mode()), Data: data}
+	return nil
+}
+
+// ReadDir reads a package that is laid out as the post has it: control,
+// install.sql, and as there are upgrade/1.0--1.1.sql, uninstall.sql, NAME.conf,
+// objects.json, lib/ and share/. Scripts are checked, see [Package.Check].
+func ReadDir(fsys fs.FS) (*Package, error) {
+	t, err := walk(fsys)
+	if err != nil {
+		return nil, err
+	}
+	return t.post()
+}
+
+// ReadNative reads a package from the files that a server has, or a source tree
+// has for it: NAME.control, secondary control files, NAME--*.sql (also in folders
+// such as sql/), and META.json beside them.
+//
+// Lines of the control file that begin with #@ are comments to the server and
+// parameters to us: "#@depends bar (>= 1.1), baz".
+//
+// A directory with the control files of several extensions is read for nothing
+// but this one's scripts and control files. The scripts are not checked.
+func ReadNative(fsys fs.FS, name string) (*Package, error) {
+	if err := depend.CheckName(name); err != nil {
+		return nil, err
+	}
+	entries, err := fs.ReadDir(fsys, ".")
+	if err != nil {
+		return nil, err
+	}
+	controls := 0
+	for _, e := range entries {
+		if isControl(e.Name()) {
+			controls++
+		}
+	}
+	if controls == 1 {
+		t, err := walk(fsys)
+		if err != nil {
+			return nil, err
+		}
+		return t.native(name)
+	}
+	t, l := tree{}, &limit{}
+	for _, e := range entries {
+		n := e.Name()
+		if n == name+".control" || strings.HasPrefix(n, name+"--") && (strings.HasSuffix(n, ".sql") || strings.HasSuffix(n, ".control")) {
+			if err := t.load(fsys, n, l); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return t.native(name)
+}
+
+// isControl says whether it is the name of a primary control file.
+func isControl(base string) bool {
+	return strings.HasSuffix(base, ".control") && base != ".control" && !strings.Contains(base, "--")
+}
+
+// Read reads a package of whichever layout it is.
+func Read(fsys fs.FS) (*Package, error) {
+	t, err := walk(fsys)
+	if err != nil {
+		return nil, err
+	}
+	return t.one()
+}
+
+// one reads the one package that a tree is.
+func (t tree) one() (*Package, error) {
+	if t["control"] != nil {
+		return t.post()
+	}
+	names, err := t.names()
+	switch {
+	case err != nil:
+		return nil, err
+	case len(names) == 0:
+		return nil, &Error{File: "control", Message: "no control file: neither this one nor a NAME.control"}
+	case len(names) > 1:
+		return nil, fmt.Errorf("directory has the control files of several extensions, name the one that is meant: %s", strings.Join(names, ", "))
+	}
+	return t.native(names[0])
+}
+
+// names are the extensions that have a native control file, in the tree's root
+// or where META.json says.
+func (t tree) names() ([]string, error) {
+	set := map[string]bool{}
+	for name := range t {
+		if isControl(name) && !strings.Contains(name, "/") {
+			set[strings.TrimSuffix(name, ".control")] = true
+		}
+	}
+	m, err := t.readMeta()
+	if err != nil {
+		return nil, err
+	}
+	if m != nil {
+		for name, c := range m.Contents.Extensions {
+			if t[path.Clean(c.Control)] != nil {
+				set[name] = true
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(set)), nil
+}
+
+// roots are what the root of a package of the post's layout can have.
+var roots = []string{"control", "install.sql", "uninstall.sql", "objects.json", "upgrade", "lib", "share", "doc"}
+
+// post reads the post's layout.
+func (t tree) post() (*Package, error) {
+	text := t["control"]
+	if text == nil {
+		return nil, &Error{File: "control", Message: "file is missing"}
+	}
+	c, err := ParseControl("control", text.Data)
+	if err != nil {
+		return nil, err
+	}
+	p := &Package{Control: c}
+	var errs []error
+	fail := func(file, format string, args ...any) {
+		errs = append(errs, &Error{File: file, Message: fmt.Sprintf(format, args...)})
+	}
+	for _, name := range slices.Sorted(maps.Keys(t)) {
+		f := t[name]
+		first, rest, inFolder := strings.Cut(name, "/")
+		switch {
+		case name == "install.sql":
+			p.Scripts = append(p.Scripts, Script{To: c.ExtVersion, File: name, SQL: f.Data})
+		case first == "upgrade" && inFolder:
+			s, err := upgradeScript(c.Name, rest)
+			if err != nil {
+				fail(name, "%s", err)
+				continue
+			}
+			s.File, s.SQL = name, f.Data
+			if o := p.script(s.From, s.To); o != nil {
+				fail(name, "is the same upgrade as %s", o.File)
+				continue
+			}
+			p.Scripts = append(p.Scripts, s)
+		case inFolder:
+			if meant := near(first, roots); meant != "" && meant != first {
+				fail(first, "unknown folder: did you mean %q?", meant)
+			}
+		case strings.HasSuffix(name, ".conf") && name != c.Name+".conf":
+			fail(name, "settings of package %q must be in %s.conf", c.Name, c.Name)
+		case strings.HasSuffix(name, ".control") || strings.HasSuffix(name, ".sql") && name != "uninstall.sql":
+			meant := near(name, roots)
+			if meant != "" {
+				fail(name, "unknown file: did you mean %q?", meant)
+			} else {
+				fail(name, "unknown file: scripts are install.sql, uninstall.sql and upgrade/FROM--TO.sql")
+			}
+		}
+	}
+	if len(errs) == 0 && p.script("", c.ExtVersion) == nil && c.Kind != KindLibrary {
+		fail("install.sql", "file is missing")
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	if err := t.rest(p); err != nil {
+		return nil, err
+	}
+	for name, f := range t {
+		if f.Data != nil && (strings.HasPrefix(name, "lib/") || strings.HasPrefix(name, "share/")) {
+			p.Files = append(p.Files, *f)
+		}
+	}
+	p.sort()
+	return p, errors.Join(p.checkEncoding(), p.Check())
+}
+
+// upgradeScript reads the name of a file in upgrade/: FROM--TO.sql, which may
+// begin with the extension's name as the server's do.
+func upgradeScript(name, file string) (Script, error) {
+	base, isSQL := strings.CutSuffix(file, ".sql")
+	parts := strings.Split(base, "--")
+	if len(parts) == 3 && parts[0] == name {
+		parts = parts[1:]
+	}
+	if !isSQL || len(parts) != 2 {
+		return Script{}, fmt.Errorf("the name of an upgrade must be FROM--TO.sql")
+	}
+	for _, v := range parts {
+		if err := depend.CheckVersion(v); err != nil {
+			return Script{}, err
+		}
+	}
+	if parts[0] == parts[1] {
+		return Script{}, fmt.Errorf("upgrade leads from version %q to itself", parts[0])
+	}
+	return Script{From: parts[0], To: parts[1]}, nil
+}
+
+// rest reads what both layouts have in the same way.
+func (t tree) rest(p *Package) error {
+	if f := t["uninstall.sql"]; f != nil {
+		p.Uninstall = f.Data
+	}
+	if f := t[p.Control.Name+".conf"]; f != nil {
+		var err error
+		if p.Conf, err = ParseConf(f.Path, f.Data, p.Control.VariableClasses); err != nil {
+			return err
+		}
+		p.ConfText = f.Data
+	}
+	if f := t["objects.json"]; f != nil {
+		d := json.NewDecoder(bytes.NewReader(f.Data))
+		d.DisallowUnknownFields()
+		if err := d.Decode(&p.Objects); err != nil {
+			return jsonError(f, err)
+		}
+		if _, err := d.Token(); !errors.Is(err, io.EOF) {
+			return &Error{File: f.Path, Message: "something stands behind the list of objects"}
+		}
+		if p.Objects == nil {
+			p.Objects = []Object{}
+		}
+	}
+	for name, f := range t {
+		switch {
+		case f.Data == nil:
+		case strings.HasPrefix(name, "doc/"):
+			p.Files = append(p.Files, *f)
+		case isLegal(name) && !strings.Contains(name, "/") && t["doc/"+name] == nil:
+			p.Files = append(p.Files, File{Path: "doc/" + name, Mode: 0o644, Data: f.Data})
+		}
+	}
+	return nil
+}
+
+// jsonError gives an error of encoding/json a line and column where it has one.
+func jsonError(f *File, err error) error {
+	s := &source{file: f.Path, text: f.Data}
+	var syntax *json.SyntaxError
+	var wrong *json.UnmarshalTypeError
+	switch {
+	case errors.As(err, &syntax):
+		return s.at(int(syntax.Offset), "%s", err)
+	case errors.As(err, &wrong):
+		return s.at(int(wrong.Offset), "%s cannot be %s", wrong.Field, wrong.Value)
+	}
+	return &Error{File: f.Path, Message: err.Error()}
+}
+
+// checkEncoding checks that scripts are UTF-8 unless the control file says that
+// they are something else.
+func (p *Package) checkEncoding() error {
+	for _, s := range p.Scripts {
+		if e := p.ControlOf(s.To).Encoding; e != "" && e != "UTF8" {
+			continue
+		}
+		if src := (&source{file: s.File, text: s.SQL}); !src.check() {
+			return src.err()
+		}
+	}
+	return nil
+}
+
+// native reads the server's layout.
+func (t tree) native(name string) (*Package, error) {
+	file := name + ".control"
+	m, err := t.readMeta()
+	if err != nil {
+		return nil, err
+	}
+	if m != nil && m.Contents.Extensions[name].Control != "" {
+		if at := path.Clean(m.Contents.Extensions[name].Control); t[at] != nil {
+			file = at
+		}
+	}
+	f := t[file]
+	if f == nil {
+		return nil, &Error{File: file, Message: "file is missing"}
+	}
+	n := &native{control: Control{Name: name, Superuser: true, Kind: KindExtension, Preload: PreloadNone, Text: f.Data}}
+	if err := n.parse(file, f.Data, false); err != nil {
+		return nil, err
+	}
+	p := &Package{native: true}
+	if err := t.scripts(p, name); err != nil {
+		return nil, err
+	}
+	if err := t.built(p, name, &n.control); err != nil {
+		return nil, err
+	}
+	p.Control = &n.control
+	if !n.hasVersion {
+		// Who creates it must name a version then. The latest is ours to choose.
+		versions := p.Versions()
+		if len(versions) == 0 {
+			return nil, &Error{File: file, Message: "there is no default_version, and no script installs one"}
+		}
+		n.control.ExtVersion = versions[len(versions)-1]
+	}
+	if m != nil {
+		m.apply(n)
+		p.meta = t["META.json"].Data
+	}
+	for name, a := range t {
+		base := path.Base(name)
+		version, isAux := strings.CutPrefix(strings.TrimSuffix(base, ".control"), n.control.Name+"--")
+		if !isAux || !strings.HasSuffix(base, ".control") {
+			continue
+		}
+		second := *n
+		if err := second.parse(name, a.Data, true); err != nil {
+			return nil, err
+		}
+		if p.secondary == nil {
+			p.secondary, p.aux = map[string]*Control{}, map[string][]byte{}
+		}
+		p.secondary[version] = second.finish()
+		p.aux[version] = a.Data
+	}
+	p.Control = n.finish()
+	if c := p.secondary[p.Control.ExtVersion]; c != nil {
+		c.Text = p.Control.Text
+		p.Control = c
+	}
+	if err := t.rest(p); err != nil {
+		return nil, err
+	}
+	for name, f := range t {
+		if f.Data != nil && (strings.HasPrefix(name, "share/") || strings.HasPrefix(name, "lib/") && isLibrary(name)) {
+			p.Files = append(p.Files, *f)
+		}
+	}
+	p.sort()
+	if _, err := p.Path("", p.Control.ExtVersion); err != nil {
+		return nil, err
+	}
+	return p, p.checkEncoding()
+}
+
+func isLibrary(name string) bool {
+	switch path.Ext(name) {
+	case ".so", ".dylib", ".dll":
+		return true
+	}
+	return false
+}
+
+// scripts finds the scripts of a native package. In a source tree they may be
+// anywhere but among the tests.
+func (t tree) scripts(p *Package, name string) error {
+	for _, file := range slices.Sorted(maps.Keys(t)) {
+		f := t[file]
+		dir, base := path.Split(file)
+		rest, isScript := strings.CutPrefix(strings.TrimSuffix(base, ".sql"), name+"--")
+		if !isScript || !strings.HasSuffix(base, ".sql") || isTests(dir) {
+			continue
+		}
+		s := Script{To: rest, File: file, SQL: f.Data}
+		if from, to, upgrade := strings.Cut(rest, "--"); upgrade {
+			if strings.Contains(to, "--") {
+				continue // the server ignores it, too
+			}
+			s.From, s.To = from, to
+		}
+		if o := p.script(s.From, s.To); o != nil {
+			if bytes.Equal(o.SQL, s.SQL) {
+				continue
+			}
+			return &Error{File: file, Message: fmt.Sprintf("is the same script as %s, and differs", o.File)}
+		}
+		p.Scripts = append(p.Scripts, s)
+	}
+	return nil
+}
+
+func isTests(dir string) bool {
+	for part := range strings.SplitSeq(dir, "/") {
+		switch part {
+		case "test", "tests", "t", "expected", "results":
+			return true
+		}
+	}
+	return false
+}
