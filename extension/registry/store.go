@@ -1,0 +1,345 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"iter"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"gocloud.dev/blob"
+	"gocloud.dev/blob/fileblob"
+	"gocloud.dev/blob/s3blob"
+	"gocloud.dev/gcerrors"
+
+	"rideau/internal/durable"
+)
+
+// A store is where a tree is kept. Its names are ours alone, with slashes: none
+// is ever made of what a document says.
+type store interface {
+	// open returns the content of name from offset on, which is below its size.
+	// It is fs.ErrNotExist when there is none.
+	open(ctx context.Context, name string, offset int64) (io.ReadCloser, error)
+	close() error
+}
+
+// A writable store can be published to.
+type writable interface {
+	store
+	// put makes name have this content, at once and to stay.
+	put(ctx context.Context, name string, data []byte) error
+	// create is put for a name that does not exist; else it is fs.ErrExist. Of
+	// two that create one name at once, one succeeds.
+	create(ctx context.Context, name string, data []byte) error
+	// list returns all names, in no order that matters.
+	list(ctx context.Context) iter.Seq2[item, error]
+	remove(ctx context.Context, name string) error
+}
+
+type item struct {
+	name     string
+	modified time.Time
+}
+
+// openStore opens a location: a directory, http:// and https://, s3://bucket/prefix
+// and file:// (with gocloud's parameters).
+func openStore(ctx context.Context, location string, client *http.Client) (store, string, error) {
+	scheme, _, ok := strings.Cut(location, "://")
+	if !ok {
+		dir, err := filepath.Abs(location)
+		if err != nil {
+			return nil, "", err
+		}
+		return dirStore(dir), dir, nil
+	}
+	u, err := url.Parse(location)
+	if err != nil {
+		return nil, "", fmt.Errorf("invalid location: %w", err)
+	}
+	switch scheme {
+	case "http", "https":
+		if u.RawQuery != "" || u.Fragment != "" {
+			return nil, "", fmt.Errorf("invalid location %q: it must end with the path", u.Redacted())
+		}
+		u.Path = strings.TrimSuffix(u.Path, "/")
+		u.RawPath = strings.TrimSuffix(u.RawPath, "/")
+		if client == nil {
+			client = defaultClient()
+		}
+		return &httpStore{u, client}, u.Redacted(), nil
+	case s3blob.Scheme, fileblob.Scheme:
+		var bucket *blob.Bucket
+		// Credentials are the AWS SDK's business, and do not stand in a URL.
+		if scheme == s3blob.Scheme {
+			prefix := strings.Trim(u.Path, "/")
+			u.Path, u.RawPath = "", ""
+			if bucket, err = new(s3blob.URLOpener).OpenBucketURL(ctx, u); err == nil && prefix != "" {
+				bucket = blob.PrefixedBucket(bucket, prefix+"/")
+			}
+		} else {
+			bucket, err = new(fileblob.URLOpener).OpenBucketURL(ctx, u)
+		}
+		if err != nil {
+			return nil, "", fmt.Errorf("could not open %q: %w", location, err)
+		}
+		return blobStore{bucket}, location, nil
+	}
+	return nil, "", fmt.Errorf("cannot open %q: a registry is a directory, http://, https://, s3:// or file://", location)
+}
+
+// readSmall reads a whole file of at most limit bytes.
+func readSmall(ctx context.Context, st store, name string, limit int64) ([]byte, error) {
+	r, err := st.open(ctx, name, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	return readAtMost(r, name, limit)
+}
+
+// readAtMost refuses what is longer than limit, and reads no more than that.
+func readAtMost(r io.Reader, name string, limit int64) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if err != nil {
+		return nil, fmt.Errorf("could not read %q: %w", name, err)
+	}
+	if int64(len(data)) > limit {
+		return nil, &Refused{File: name, Reason: Oversized, Detail: fmt.Sprintf("it is longer than %d bytes", limit)}
+	}
+	return data, nil
+}
+
+// A dirStore is a directory.
+type dirStore string
+
+func (d dirStore) path(name string) string { return filepath.Join(string(d), filepath.FromSlash(name)) }
+func (d dirStore) close() error            { return nil }
+
+func (d dirStore) open(_ context.Context, name string, offset int64) (io.ReadCloser, error) {
+	f, err := os.Open(d.path(name))
+	if err != nil {
+		return nil, err
+	}
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		f.Close()
+		return nil, errors.Join(err, fmt.Errorf("%q is not a regular file", d.path(name)))
+	}
+	if _, err := f.Seek(offset, io.SeekStart); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func (d dirStore) put(_ context.Context, name string, data []byte) error {
+	p := d.path(name)
+	if err := mkdirAll(filepath.Dir(p), 0o755); err != nil {
+		return err
+	}
+	return durable.WriteFile(p, data, 0o644)
+}
+
+func (d dirStore) create(_ context.Context, name string, data []byte) error {
+	p := d.path(name)
+	if err := mkdirAll(filepath.Dir(p), 0o755); err != nil {
+		return err
+	}
+	return createFile(p, data, 0o644)
+}
+
+func (d dirStore) list(ctx context.Context) iter.Seq2[item, error] {
+	return func(yield func(item, error) bool) {
+		stop := errors.New("stop")
+		err := filepath.WalkDir(string(d), func(path string, e fs.DirEntry, err error) error {
+			switch {
+			case err != nil:
+				return err
+			case ctx.Err() != nil:
+				return ctx.Err()
+			case !e.Type().IsRegular():
+				return nil
+			}
+			info, err := e.Info()
+			if err != nil {
+				return err
+			}
+			rel, err := filepath.Rel(string(d), path)
+			if err != nil {
+				return err
+			}
+			if !yield(item{filepath.ToSlash(rel), info.ModTime()}, nil) {
+				return stop
+			}
+			return nil
+		})
+		if err != nil && !errors.Is(err, stop) {
+			yield(item{}, err)
+		}
+	}
+}
+
+func (d dirStore) remove(_ context.Context, name string) error {
+	if err := os.Remove(d.path(name)); err != nil {
+		return err
+	}
+	return durable.SyncDir(filepath.Dir(d.path(name)))
+}
+
+// A blobStore is object storage.
+type blobStore struct{ bucket *blob.Bucket }
+
+func (b blobStore) close() error { return b.bucket.Close() }
+
+func (b blobStore) open(ctx context.Context, name string, offset int64) (io.ReadCloser, error) {
+	r, err := b.bucket.NewRangeReader(ctx, name, offset, -1, nil)
+	if err != nil {
+		return nil, blobError(err)
+	}
+	return r, nil
+}
+
+func (b blobStore) put(ctx context.Context, name string, data []byte) error {
+	return blobError(b.bucket.WriteAll(ctx, name, data, &blob.WriterOptions{ContentType: contentType}))
+}
+
+func (b blobStore) create(ctx context.Context, name string, data []byte) error {
+	return blobError(b.bucket.WriteAll(ctx, name, data, &blob.WriterOptions{ContentType: contentType, IfNotExist: true}))
+}
+
+func (b blobStore) list(ctx context.Context) iter.Seq2[item, error] {
+	return func(yield func(item, error) bool) {
+		all := b.bucket.List(nil)
+		for {
+			o, err := all.Next(ctx)
+			if errors.Is(err, io.EOF) {
+				return
+			}
+			if err != nil {
+				yield(item{}, blobError(err))
+				return
+			}
+			if !yield(item{o.Key, o.ModTime}, nil) {
+				return
+			}
+		}
+	}
+}
+
+func (b blobStore) remove(ctx context.Context, name string) error {
+	return blobError(b.bucket.Delete(ctx, name))
+}
+
+// contentType is said, for otherwise the library looks into what it writes to
+// guess it.
+const contentType = "application/octet-stream"
+
+func blobError(err error) error {
+	switch gcerrors.Code(err) {
+	case gcerrors.OK:
+		return nil
+	case gcerrors.NotFound:
+		return fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+	case gcerrors.FailedPrecondition:
+		return fmt.Errorf("%w: %w", fs.ErrExist, err)
+	case gcerrors.PermissionDenied:
+		return fmt.Errorf("%w: %w", fs.ErrPermission, err)
+	}
+	return err
+}
+
+// An httpStore is a tree that a web server serves.
+type httpStore struct {
+	base   *url.URL
+	client *http.Client
+}
+
+func (h *httpStore) close() error { h.client.CloseIdleConnections(); return nil }
+
+// idle is how long a server may send nothing in the middle of an answer. A
+// guess: long for a disk that must spin up, short for a person who waits.
+const idle = 60 * time.Second
+
+func defaultClient() *http.Client {
+	t := http.DefaultTransport.(*http.Transport).Clone()
+	t.ResponseHeaderTimeout = idle
+	return &http.Client{Transport: t}
+}
+
+func (h *httpStore) open(ctx context.Context, name string, offset int64) (io.ReadCloser, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, h.base.JoinPath(name).String(), nil)
+	if err != nil {
+		cancel(nil)
+		return nil, err
+	}
+	// A proxy that compresses on the way would change lengths and offsets.
+	req.Header.Set("Accept-Encoding", "identity")
+	if offset > 0 {
+		req.Header.Set("Range", "bytes="+strconv.FormatInt(offset, 10)+"-")
+	}
+	resp, err := h.client.Do(req)
+	if err != nil {
+		cancel(nil)
+		return nil, err
+	}
+	fail := func(err error) (io.ReadCloser, error) {
+		resp.Body.Close()
+		cancel(nil)
+		return nil, err
+	}
+	switch resp.StatusCode {
+	case http.StatusOK:
+	case http.StatusPartialContent:
+		if offset == 0 || !strings.HasPrefix(resp.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-", offset)) {
+			return fail(fmt.Errorf("could not get %q: the server sent another part of it (%q)", name, resp.Header.Get("Content-Range")))
+		}
+		offset = 0
+	case http.StatusNotFound, http.StatusGone:
+		return fail(&fs.PathError{Op: "get", Path: req.URL.Redacted(), Err: fs.ErrNotExist})
+	case http.StatusForbidden, http.StatusUnauthorized:
+		return fail(&fs.PathError{Op: "get", Path: req.URL.Redacted(), Err: fs.ErrPermission})
+	default:
+		return fail(fmt.Errorf("could not get %q: the server answered %q", req.URL.Redacted(), resp.Status))
+	}
+	body := &idleReader{body: resp.Body, cancel: cancel}
+	body.timer = time.AfterFunc(idle, func() { cancel(fmt.Errorf("the server sent nothing for %s", idle)) })
+	body.ctx = ctx
+	// A server that knows no ranges sends all of it.
+	if _, err := io.CopyN(io.Discard, body, offset); err != nil {
+		body.Close()
+		return nil, fmt.Errorf("could not get %q: %w", req.URL.Redacted(), err)
+	}
+	return body, nil
+}
+
+// An idleReader gives up when nothing comes for a while.
+type idleReader struct {
+	body   io.ReadCloser
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	timer  *time.Timer
+}
+
+func (r *idleReader) Read(p []byte) (int, error) {
+	r.timer.Reset(idle)
+	n, err := r.body.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) && r.ctx.Err() != nil {
+		err = context.Cause(r.ctx)
+	}
+	return n, err
+}
+
+func (r *idleReader) Close() error {
+	r.timer.Stop()
+	r.cancel(nil)
+	return r.body.Close()
+}
