@@ -1,6 +1,7 @@
 package basebackup
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,12 +17,11 @@ import (
 	"rideau/basebackup/manifest"
 	"rideau/basebackup/page"
 	"rideau/basebackup/summary"
-	"rideau/basebackup/walsave"
 	"rideau/wal"
 )
 
 // choose asks the ladder, and makes the state that says that DIR is under way.
-func (b *backup) choose(ctx context.Context, reader *walsave.ConnReader) error {
+func (b *backup) choose(ctx context.Context) error {
 	var init stateInit
 	var why string
 	var tries []attempt
@@ -38,7 +38,7 @@ func (b *backup) choose(ctx context.Context, reader *walsave.ConnReader) error {
 	} else {
 		init, why = b.local.standing()
 	}
-	server, err := b.ladderServer(ctx, reader)
+	server, err := b.ladderServer(ctx)
 	if err != nil {
 		return err
 	}
@@ -46,14 +46,14 @@ func (b *backup) choose(ctx context.Context, reader *walsave.ConnReader) error {
 		return err
 	}
 	if b.plan.base.kind == newerPages || b.plan.journal.kind == newerPages {
-		if server.summaries, err = b.summaryNames(ctx, reader); err != nil {
+		if server.summaries, err = b.summaryNames(ctx); err != nil {
 			return err
 		}
 		if b.plan, err = choose(init, why, tries, server); err != nil {
 			return err
 		}
 	}
-	if err := b.readSummaries(ctx, reader); err != nil {
+	if err := b.readSummaries(ctx); err != nil {
 		return err
 	}
 	if c := b.local.control; c != nil && b.plan.base.kind == different {
@@ -69,22 +69,19 @@ func (b *backup) choose(ctx context.Context, reader *walsave.ConnReader) error {
 		if err != nil {
 			return err
 		}
-		if b.baseFiles, err = sizes(text); err != nil {
-			return err
+		if text != nil {
+			m, err := manifest.Parse(bytes.NewReader(text))
+			if err != nil {
+				return err
+			}
+			b.baseFiles = sizes(m)
 		}
 	} else {
 		if b.local.manifest != nil && b.local.kind == localComplete {
-			b.baseFiles = make(map[string]int64, len(b.local.manifest.Files))
-			for _, f := range b.local.manifest.Files {
-				b.baseFiles[f.Path] = f.Size
-			}
+			b.baseFiles = sizes(b.local.manifest)
 		}
 		init.SystemID, init.Major, init.CatalogVersion = b.facts.systemID, b.facts.major, b.facts.catalog
 		init.ExtentSize, init.Base = extentSize, b.plan.onward(init.Base)
-		init.Tablespaces = map[string]string{}
-		for _, p := range b.places {
-			init.Tablespaces[p.space.location] = p.local
-		}
 		old := map[string][]byte{}
 		if b.local.controlBytes != nil {
 			old[oldControl] = b.local.controlBytes
@@ -106,34 +103,24 @@ func (b *backup) choose(ctx context.Context, reader *walsave.ConnReader) error {
 }
 
 // sizes are those of the files of a manifest.
-func sizes(text []byte) (map[string]int64, error) {
-	if text == nil {
-		return nil, nil
-	}
-	m, err := manifest.Parse(strings.NewReader(string(text)))
-	if err != nil {
-		return nil, err
-	}
+func sizes(m *manifest.Manifest) map[string]int64 {
 	files := make(map[string]int64, len(m.Files))
 	for _, f := range m.Files {
 		files[f.Path] = f.Size
 	}
-	return files, nil
+	return files
 }
 
 // ladderServer asks the server what the ladder wants to know.
-func (b *backup) ladderServer(ctx context.Context, reader *walsave.ConnReader) (*ladderServer, error) {
+func (b *backup) ladderServer(ctx context.Context) (*ladderServer, error) {
 	f := b.facts
 	s := &ladderServer{systemID: f.systemID, major: f.major, catalog: f.catalog, recovery: f.recovery, checksums: f.checksums, start: b.start.LSN}
 	text := ""
 	if b.start.TLI > 1 {
-		var raw []byte
-		err := b.patiently(ctx, func() (err error) {
-			raw, err = reader.ReadFile(ctx, fmt.Sprintf("pg_wal/%08X.history", uint32(b.start.TLI)), 0, 1<<20)
-			return err
-		})
+		name := "pg_wal/" + b.start.TLI.HistoryName()
+		raw, err := b.control.file(ctx, name, 0, 1<<20)
 		if err != nil {
-			return nil, &FileError{Server: f.server, Path: fmt.Sprintf("pg_wal/%08X.history", uint32(b.start.TLI)), Err: err}
+			return nil, &FileError{Server: f.server, Path: name, Err: err}
 		}
 		text = string(raw)
 	}
@@ -162,7 +149,7 @@ const summaryWait = 30 * time.Second
 
 // summaryNames lists the server's WAL summaries, once they reach the start of
 // this backup. None if it makes none, or does not come so far in time.
-func (b *backup) summaryNames(ctx context.Context, reader *walsave.ConnReader) ([]summary.Name, error) {
+func (b *backup) summaryNames(ctx context.Context) ([]summary.Name, error) {
 	if b.facts.major < 17 || !b.facts.summarizes {
 		return nil, nil
 	}
@@ -179,13 +166,11 @@ func (b *backup) summaryNames(ctx context.Context, reader *walsave.ConnReader) (
 			b.log.Info("WAL summaries do not reach the start of the backup; looking at pages' LSNs instead")
 			return nil, nil
 		}
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(50 * time.Millisecond):
+		if err := pause(ctx, 50*time.Millisecond); err != nil {
+			return nil, err
 		}
 	}
-	names, err := reader.ReadDir(ctx, "pg_wal/summaries")
+	names, err := b.control.names(ctx, "pg_wal/summaries")
 	if err != nil {
 		return nil, err
 	}
@@ -200,13 +185,13 @@ func (b *backup) summaryNames(ctx context.Context, reader *walsave.ConnReader) (
 
 // readSummaries reads those that the plan needs. One that is gone by now, or
 // damaged, only costs the rung.
-func (b *backup) readSummaries(ctx context.Context, reader *walsave.ConnReader) error {
+func (b *backup) readSummaries(ctx context.Context) error {
 	if len(b.plan.summaries) == 0 {
 		return nil
 	}
 	b.changes = &summary.Table{}
 	for _, n := range b.plan.summaries {
-		err := b.changes.Add(&remoteFile{ctx: ctx, reader: reader, path: "pg_wal/summaries/" + n.String()})
+		err := b.changes.Add(&remoteFile{ctx: ctx, session: b.control, path: "pg_wal/summaries/" + n.String()})
 		var corrupt *summary.CorruptError
 		switch {
 		case err == nil:
@@ -228,16 +213,16 @@ func (b *backup) readSummaries(ctx context.Context, reader *walsave.ConnReader) 
 
 // A remoteFile reads a file of the server's from its beginning to its end.
 type remoteFile struct {
-	ctx    context.Context
-	reader *walsave.ConnReader
-	path   string
-	off    int64
-	buf    []byte
+	ctx     context.Context
+	session *session
+	path    string
+	off     int64
+	buf     []byte
 }
 
 func (r *remoteFile) Read(p []byte) (int, error) {
 	if len(r.buf) == 0 {
-		b, err := r.reader.ReadFile(r.ctx, r.path, r.off, 1<<20)
+		b, err := r.session.file(r.ctx, r.path, r.off, 1<<20)
 		if err != nil {
 			return 0, err
 		}
@@ -245,7 +230,7 @@ func (r *remoteFile) Read(p []byte) (int, error) {
 			return 0, io.EOF
 		}
 		r.off += int64(len(b))
-		r.buf = slices.Clone(b)
+		r.buf = b
 	}
 	n := copy(p, r.buf)
 	r.buf = r.buf[n:]
@@ -380,7 +365,7 @@ func forkOf(path string) (summary.Fork, bool) {
 	return f, true
 }
 
-// method and reason are for the report.
+// method is how the plan copies, for the report: of more than one, all.
 func (b *backup) method() string {
 	kinds := map[string]bool{}
 	if b.plan.journal != (rung{}) {

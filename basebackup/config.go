@@ -4,9 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
+	"rideau/basebackup/compress"
 	"rideau/pgrepl"
 	"rideau/wal"
 )
@@ -24,8 +27,8 @@ type Config struct {
 	// Jobs is the number of connections that copy. Zero: 4.
 	Jobs int
 
-	// MaxRate bounds what is read from the server, in bytes a second. Zero: no
-	// bound.
+	// MaxRate bounds what is read from the server over SQL, in bytes a second.
+	// WAL does not wait; it counts for up to half of it. Zero: no bound.
 	MaxRate int64
 
 	// Checkpoint "spread" lets the server take its time over the checkpoint
@@ -42,7 +45,7 @@ type Config struct {
 	WAL string
 
 	// Compress is what the server compresses with before it sends: "none",
-	// "auto", or a method's name (see Compressions). Empty: none.
+	// "auto", or a method's name (see package compress). Empty: none.
 	Compress string
 
 	// Standby makes DIR a standby's: standby.signal, and a primary_conninfo
@@ -77,28 +80,16 @@ const defaultJobs = 4
 // maxLabel is MAXPGPATH of src/include/pg_config_manual.h: what a server takes.
 const maxLabel = 1024
 
+// A ConfigError says what is wrong with a Config. Nothing was touched, and no
+// server asked.
+type ConfigError struct{ Err error }
+
+func (e *ConfigError) Error() string { return e.Err.Error() }
+func (e *ConfigError) Unwrap() error { return e.Err }
+
 func (c *Config) validate() error {
-	switch {
-	case c.Conninfo == "" && c.Dir == "":
-		return errors.New("no server and no directory given")
-	case c.Dir == "":
-		return errors.New("no directory for the backup given")
-	case c.Jobs < 0 || c.Jobs > 256:
-		return fmt.Errorf("cannot copy with %d jobs: 1 to 256 can be", c.Jobs)
-	case c.MaxRate < 0:
-		return errors.New("the rate cannot be negative")
-	case c.MaxRate > 0 && c.MaxRate < 32<<10:
-		return errors.New("the rate cannot be below 32 kB a second") // as pg_basebackup
-	case c.Checkpoint != "" && c.Checkpoint != "fast" && c.Checkpoint != "spread":
-		return fmt.Errorf("unknown checkpoint %q: fast or spread", c.Checkpoint)
-	case len(c.Label) >= maxLabel:
-		return fmt.Errorf("the label is longer than %d bytes", maxLabel-1)
-	case strings.ContainsAny(c.Label, "\r\n"):
-		return errors.New("the label is more than one line")
-	case c.Slot != "" && pgrepl.CheckSlotName(c.Slot) != nil:
-		return pgrepl.CheckSlotName(c.Slot)
-	case !c.Standby && (c.Relay != "" || c.Slot != ""):
-		return errors.New("a relay or a slot is a standby's, and no standby was asked for")
+	if err := c.check(); err != nil {
+		return &ConfigError{err}
 	}
 	if c.Jobs == 0 {
 		c.Jobs = defaultJobs
@@ -121,6 +112,39 @@ func (c *Config) validate() error {
 	return nil
 }
 
+func (c *Config) check() error {
+	for server, local := range c.Tablespaces {
+		if !filepath.IsAbs(server) || !filepath.IsAbs(local) {
+			return fmt.Errorf("cannot map tablespace %q to %q: both must be absolute paths", server, local)
+		}
+	}
+	switch {
+	case c.Conninfo == "" && c.Dir == "":
+		return errors.New("no server and no directory given")
+	case c.Dir == "":
+		return errors.New("no directory for the backup given")
+	case c.Jobs < 0 || c.Jobs > 256:
+		return fmt.Errorf("cannot copy with %d jobs: 1 to 256 can be", c.Jobs)
+	case c.MaxRate < 0:
+		return errors.New("the rate cannot be negative")
+	case c.MaxRate > 0 && c.MaxRate < 32<<10:
+		return errors.New("the rate cannot be below 32 kB a second") // as pg_basebackup
+	case c.Checkpoint != "" && c.Checkpoint != "fast" && c.Checkpoint != "spread":
+		return fmt.Errorf("unknown checkpoint %q: fast or spread", c.Checkpoint)
+	case c.Compress != "" && !slices.Contains(compress.Names, c.Compress):
+		return fmt.Errorf("unknown compression %q: %s", c.Compress, strings.Join(compress.Names, ", "))
+	case len(c.Label) >= maxLabel:
+		return fmt.Errorf("the label is longer than %d bytes", maxLabel-1)
+	case strings.ContainsAny(c.Label, "\r\n"):
+		return errors.New("the label is more than one line")
+	case c.Slot != "" && pgrepl.CheckSlotName(c.Slot) != nil:
+		return pgrepl.CheckSlotName(c.Slot)
+	case !c.Standby && (c.Relay != "" || c.Slot != ""):
+		return errors.New("a relay or a slot is a standby's, and no standby was asked for")
+	}
+	return nil
+}
+
 // A Phase is what a backup is doing.
 type Phase string
 
@@ -138,7 +162,7 @@ const (
 )
 
 // Progress is how far a backup is. Bytes are of the server's files; Received is
-// what crossed the connections for them.
+// what crossed SQL connections for them and for WAL.
 type Progress struct {
 	Phase        Phase
 	Files        int
@@ -168,13 +192,14 @@ type Report struct {
 	StopTLI    wal.TLI       `json:"stop_tli"`
 	Files      int           `json:"files"`
 	Bytes      int64         `json:"bytes"`
-	Received   int64         `json:"received_bytes"`
+	Received   int64         `json:"received_bytes"` // of files and WAL, over SQL
 	Written    int64         `json:"written_bytes"`
 	Removed    int           `json:"removed_files"`
 	WALFiles   int           `json:"wal_segments"`
 	WALBytes   int64         `json:"wal_bytes"`
 	Vanished   int           `json:"vanished_files"`
-	Compress   string        `json:"compress"`
+	Compress   string        `json:"compress"`         // the method that was used, or could be
+	Compressed int64         `json:"compressed_bytes"` // of files, as they are here; the rest came as it is
 	Elapsed    time.Duration `json:"elapsed_ns"`
 	Corrupt    []CorruptPage `json:"corrupt_pages"`
 	CorruptAll int           `json:"corrupt_page_count"`

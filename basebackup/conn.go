@@ -12,8 +12,10 @@ import (
 	"net"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -31,6 +33,18 @@ type dialer struct {
 	config *pgconn.Config
 	pinned bool
 	who    string // what the server said to whoSQL, once that is known
+
+	// Streams that were asked for before they are needed.
+	ready  chan dialed
+	giveUp context.CancelFunc
+	mu     sync.Mutex
+	ahead  int // how many of them nobody has taken
+}
+
+// A dialed is a stream, or why there is none.
+type dialed struct {
+	s   *stream
+	err error
 }
 
 func newDialer(conninfo string) (*dialer, error) {
@@ -38,8 +52,12 @@ func newDialer(conninfo string) (*dialer, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, name := range []string{"replication", "gssencmode"} { // libpq's, not the server's
-		delete(config.RuntimeParams, name)
+	for name := range config.RuntimeParams {
+		// What pgconn does not know it would send to the server as a setting, where
+		// libpq takes it for a slip. timezone is of the variable PGTZ.
+		if !slices.Contains([]string{"application_name", "client_encoding", "options", "timezone"}, name) {
+			return nil, pgconn.NewParseConfigError(conninfo, fmt.Sprintf("invalid connection option %q", name), nil)
+		}
 	}
 	if config.RuntimeParams["application_name"] == "" {
 		config.RuntimeParams["application_name"] = applicationName
@@ -63,15 +81,22 @@ WHERE name IN ('idle_session_timeout', 'transaction_timeout', 'tcp_user_timeout'
 func (d *dialer) connect(ctx context.Context) (*pgconn.PgConn, error) {
 	pc, err := pgconn.ConnectConfig(ctx, d.config.Copy())
 	if err != nil {
-		return nil, &ConnectError{Server: d.String(), Err: err}
+		return nil, d.connectError(err)
 	}
-	if _, err := pc.Exec(ctx, setup).ReadAll(); err != nil {
-		pc.Close(ctx)
-		return nil, &ConnectError{Server: d.String(), Err: err}
+	first := setup
+	if d.who != "" {
+		first += ";\n" + whoSQL
 	}
-	if err := d.meets(ctx, pc); err != nil {
+	results, err := pc.Exec(ctx, first).ReadAll()
+	if err != nil {
 		pc.Close(ctx)
-		return nil, err
+		return nil, d.connectError(err)
+	}
+	if d.who != "" {
+		if rows := results[len(results)-1].Rows; len(rows) != 1 || string(rows[0][0]) != d.who {
+			pc.Close(ctx)
+			return nil, &OtherServerError{Server: d.String()}
+		}
 	}
 	return pc, nil
 }
@@ -89,46 +114,12 @@ func (e *OtherServerError) Error() string {
 	return fmt.Sprintf("connections to %q lead to different servers, or it was restarted", e.Server)
 }
 
-// meets makes sure that pc is connected to the server that the first was.
-func (d *dialer) meets(ctx context.Context, pc *pgconn.PgConn) error {
-	if d.who == "" {
-		return nil
-	}
-	results, err := pc.Exec(ctx, whoSQL).ReadAll()
-	if err != nil {
-		return &ConnectError{Server: d.String(), Err: err}
-	}
-	if len(results) != 1 || len(results[0].Rows) != 1 || string(results[0].Rows[0][0]) != d.who {
-		return &OtherServerError{Server: d.String()}
-	}
-	return nil
-}
+// A ConnectError reports a server that could not be connected to for a backup,
+// which is not for replication and so wants other things of the server.
+type ConnectError struct{ pgrepl.ConnectError }
 
-// A ConnectError reports a server that could not be connected to. Err is
-// pgconn's.
-type ConnectError struct {
-	Server string
-	Err    error
-}
-
-func (e *ConnectError) Unwrap() error { return e.Err }
-
-func (e *ConnectError) Error() string {
-	reason := "no answer"
-	var pg *pgconn.PgError
-	var op *net.OpError
-	switch {
-	case errors.As(e.Err, &pg):
-		reason = pg.Message
-	case errors.As(e.Err, &op):
-		reason = op.Err.Error()
-	case errors.Is(e.Err, context.DeadlineExceeded):
-		reason = "timeout expired"
-	case e.Err != nil:
-		// pgconn's text names the user and the database, never the password.
-		reason = strings.TrimSpace(e.Err.Error())
-	}
-	return fmt.Sprintf("could not connect to server %q: %s", e.Server, reason)
+func (d *dialer) connectError(err error) error {
+	return &ConnectError{pgrepl.ConnectError{Server: d.String(), Err: err}}
 }
 
 // String names the server in messages.
@@ -204,8 +195,65 @@ type stream struct {
 // streamBuffer is what is read ahead; longer reads go past it.
 const streamBuffer = 32 << 10
 
-// stream opens a connection for COPY.
+// prepare opens n connections for COPY while something else is done.
+func (d *dialer) prepare(ctx context.Context, n int) {
+	ctx, d.giveUp = context.WithCancel(ctx)
+	d.ready, d.ahead = make(chan dialed, n), n
+	for range n {
+		go func() {
+			s, err := d.dial(ctx)
+			d.ready <- dialed{s, err}
+		}()
+	}
+}
+
+// discard closes those that were prepared and that nobody has taken.
+func (d *dialer) discard() {
+	d.giveUp()
+	for d.take() {
+		if got := <-d.ready; got.err == nil {
+			got.s.Close()
+		}
+	}
+}
+
+func (d *dialer) take() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ahead == 0 {
+		return false
+	}
+	d.ahead--
+	return true
+}
+
+// giveBack lets another have a stream whose last answer was read to its end.
+func (d *dialer) giveBack(s *stream) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.ready <- dialed{s: s} // there is room: it was taken from there
+	d.ahead++
+}
+
+// stream is a connection for COPY: one that was prepared, if there is one, or
+// another.
 func (d *dialer) stream(ctx context.Context) (*stream, error) {
+	if !d.take() {
+		return d.dial(ctx)
+	}
+	select {
+	case got := <-d.ready:
+		return got.s, got.err
+	case <-ctx.Done():
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.ahead++ // discard's
+		return nil, ctx.Err()
+	}
+}
+
+// dial opens a connection for COPY.
+func (d *dialer) dial(ctx context.Context) (*stream, error) {
 	pc, err := d.connect(ctx)
 	if err != nil {
 		return nil, err
@@ -215,7 +263,7 @@ func (d *dialer) stream(ctx context.Context) (*stream, error) {
 	// us.
 	if err := pc.SyncConn(ctx); err != nil {
 		pc.Close(ctx)
-		return nil, &ConnectError{Server: d.String(), Err: err}
+		return nil, d.connectError(err)
 	}
 	h, err := pc.Hijack()
 	if err != nil {

@@ -44,9 +44,6 @@ type task struct {
 	extent int
 	off    int64
 	n      int64
-	how    method
-	since  wal.LSN
-	picks  []uint32 // for picked: pages within the file, ascending
 	fd     *os.File // open from when it is asked for until it is done
 	crcs   []uint32 // of its chunks
 	left   int      // chunks that are not done
@@ -74,9 +71,11 @@ type copier struct {
 	checksums bool
 	start     wal.LSN        // of this backup
 	end       func() wal.LSN // how far the server's WAL is now
-	how       func(f *file, extent int, off, n int64) (how method, since wal.LSN, picks []uint32)
-	limit     *limiter
-	compress  *compression // nil: nothing is
+	// how is asked about an extent. since is for newer, and picks, pages within
+	// the file in ascending order, for picked.
+	how      func(f *file, extent int, off, n int64) (how method, since wal.LSN, picks []uint32)
+	limit    *limiter
+	compress *compression // nil: nothing is
 
 	// done is told of each file once: vanished, or with its CRC and size.
 	// copied is told of each extent of a main fork that is written.
@@ -237,11 +236,7 @@ func (c *copier) worker(ctx context.Context) error {
 		}
 		err := w.run()
 		w.close()
-		if err == nil || ctx.Err() != nil || !lost(err) && !errors.As(err, new(*ConnectError)) {
-			return err
-		}
-		var refused *ConnectError
-		if errors.As(err, &refused) && !lost(refused.Err) {
+		if err == nil || ctx.Err() != nil || !lost(err) {
 			return err
 		}
 		now := time.Now()
@@ -251,12 +246,10 @@ func (c *copier) worker(ctx context.Context) error {
 		if now.Sub(failing) > patience {
 			return err
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(delay):
-			delay = min(2*delay, 5*time.Second)
+		if err := pause(ctx, delay); err != nil {
+			return err
 		}
+		delay = min(2*delay, 5*time.Second)
 	}
 }
 
@@ -293,7 +286,7 @@ func (w *worker) run() error {
 	if err != nil {
 		return err
 	}
-	w.s = s
+	w.s, w.seen = s, s.read
 	if w.c.compress != nil {
 		w.decode = w.c.compress.method.NewDecoder()
 	}
@@ -321,7 +314,7 @@ func (w *worker) loop() error {
 		if err != nil {
 			return err
 		}
-		if err := w.pause(again); err != nil {
+		if err := w.rest(again); err != nil {
 			return err
 		}
 		w.todo = append(again, w.todo...)
@@ -360,20 +353,13 @@ func (w *worker) fill() error {
 	return nil
 }
 
-// pause lets a moment pass before pages are read again that looked wrong twice:
-// the server may be in the middle of writing them.
-func (w *worker) pause(again []*request) error {
+// rest lets a moment pass before pages are read again that looked wrong: the
+// server may be in the middle of writing them.
+func (w *worker) rest(again []*request) error {
 	if !slices.ContainsFunc(again, func(r *request) bool { return r.tries > 0 }) {
 		return nil
 	}
-	timer := time.NewTimer(20 * time.Millisecond)
-	defer timer.Stop()
-	select {
-	case <-w.ctx.Done():
-		return w.ctx.Err()
-	case <-timer.C:
-		return nil
-	}
+	return pause(w.ctx, 20*time.Millisecond)
 }
 
 func (w *worker) close() {
@@ -404,16 +390,15 @@ func (w *worker) requests(tasks []*task) ([]*request, error) {
 		if chunks == 0 {
 			chunks = 1 // to see that it is there
 		}
-		t.how, t.since, t.picks = w.c.how(t.file, t.extent, t.off, t.n)
+		how, since, picks := w.c.how(t.file, t.extent, t.off, t.n)
 		if t.n == 0 {
-			t.how = whole
+			how = whole
 		}
 		t.crcs, t.left = make([]uint32, chunks), chunks
-		picks := t.picks
 		for i := range chunks {
 			off := t.off + int64(i)*chunkSize
-			r := &request{task: t, method: t.how, off: off, n: int(min(chunkSize, t.off+t.n-off)), since: t.since}
-			if t.how == picked {
+			r := &request{task: t, method: how, off: off, n: int(min(chunkSize, t.off+t.n-off)), since: since}
+			if how == picked {
 				first := uint32(off / page.Size)
 				for len(picks) > 0 && picks[0] < first+chunkSize/page.Size {
 					r.blocks = append(r.blocks, uint16(picks[0]-first))
@@ -559,18 +544,24 @@ func (w *worker) data(dst []byte, n int, compressed bool) (b []byte, null bool, 
 func (w *worker) row(r *request, compressed bool) (again *request, err error) {
 	if r.method == whole {
 		want := r.ask()
-		b, null, err := w.data(w.local, want, compressed)
+		into := w.buf
+		if compressed {
+			into = w.local // which a decoder may leave for another
+		}
+		b, null, err := w.data(into, want, compressed)
 		switch {
 		case err != nil:
 			return nil, err
 		case null:
 			return nil, w.vanish(r)
 		}
-		if want > r.n || r.task.file.kind == plain && r.task.file.size <= chunkSize {
-			r.n = len(b) // a small file, as it is now
+		if r.task.file.atOnce() {
+			r.n = len(b) // as it is now
 			r.task.file.sum.size = int64(len(b))
 		}
-		copy(w.buf, b)
+		if compressed {
+			copy(w.buf, b)
+		}
 		// Shrunk since it was listed: the WAL that shrank it is replayed.
 		clear(w.buf[len(b):r.n])
 		return w.settle(r, nil)
@@ -928,17 +919,13 @@ func (c *compression) next(m method, todo []*request) turn {
 	}
 	t.bytes = turnBytes
 	small := sizeOf(todo) < int64(len(todo))*smallBytes
-	known := c.chunks.Settled()
 	switch {
 	case m == whole && !small:
 		t.tuner = &c.chunks
-	case m == whole && !known:
+	case m == whole && !c.chunks.Settled():
 		t.tuner = &c.small
-	case known || !c.small.Settled(): // a tuner that knows nothing compresses
-		t.Compress = c.chunks.Compressing()
-		return t
 	default:
-		t.Compress = c.small.Compressing()
+		t.Compress = c.compressing()
 		return t
 	}
 	if t.Turn = t.tuner.Next(); t.Trial {
@@ -965,30 +952,76 @@ func sizeOf(reqs []*request) (n int64) {
 	return n
 }
 
-// A limiter lets so many bytes a second pass. Nil lets all.
-type limiter struct {
-	rate int64
-	mu   sync.Mutex
-	next time.Time
+// compressing says what is best at the moment, for what nothing is learnt from.
+func (c *compression) compressing() bool {
+	switch {
+	case !c.auto:
+		return true
+	case c.chunks.Settled() || !c.small.Settled(): // a tuner that knows nothing compresses
+		return c.chunks.Compressing()
+	}
+	return c.small.Compressing()
 }
 
-// take waits until n bytes may have passed.
+// A limiter lets so many bytes of files a second pass. Nil lets all.
+//
+// WAL must not wait, or the server might remove what comes next. Files wait the
+// longer for it, but never more than for themselves: a server may write WAL faster
+// than the limit, and the copy is to end all the same.
+type limiter struct {
+	rate  int64
+	mu    sync.Mutex
+	next  time.Time // when the next byte may pass
+	spare int64     // bytes of files that no WAL has been set against
+}
+
+// newLimiter makes one for a rate; zero is no limit.
+func newLimiter(rate int64) *limiter {
+	if rate == 0 {
+		return nil
+	}
+	return &limiter{rate: rate}
+}
+
+// wal counts n bytes of WAL that have passed.
+func (l *limiter) wal(n int64) {
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n = min(n, l.spare)
+	l.spare -= n
+	l.pass(n)
+}
+
+// take waits until n bytes of files may have passed.
 func (l *limiter) take(ctx context.Context, n int64) error {
 	if l == nil {
 		return nil
 	}
 	l.mu.Lock()
-	now := time.Now()
-	if l.next.Before(now) {
-		l.next = now
-	}
-	l.next = l.next.Add(time.Duration(float64(n) / float64(l.rate) * float64(time.Second)))
+	l.spare += n
+	l.pass(n)
 	wait := time.Until(l.next)
 	l.mu.Unlock()
 	if wait < time.Millisecond {
 		return nil
 	}
-	timer := time.NewTimer(wait)
+	return pause(ctx, wait)
+}
+
+// pass moves next on. The caller holds mu.
+func (l *limiter) pass(n int64) {
+	if now := time.Now(); l.next.Before(now) {
+		l.next = now
+	}
+	l.next = l.next.Add(time.Duration(float64(n) / float64(l.rate) * float64(time.Second)))
+}
+
+// pause waits for d, or until ctx is done.
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():

@@ -105,10 +105,8 @@ func readControl(ctx context.Context, read func(context.Context) ([]byte, error)
 		if !errors.As(err, &torn) || i == tries {
 			return nil, nil, err
 		}
-		select {
-		case <-ctx.Done():
-			return nil, nil, ctx.Err()
-		case <-time.After(20 * time.Millisecond):
+		if err := pause(ctx, 20*time.Millisecond); err != nil {
+			return nil, nil, err
 		}
 	}
 }

@@ -123,9 +123,9 @@ func wrapped(wrap func(string) string, arg string) string {
 }
 
 // newerSQL is whether page i of chunk c is new, or its pd_lsn is not below x.
-// The parentheses matter: to SQL << and | are of one precedence.
 // pd_lsn is two little-endian words, the high one first (PageXLogRecPtr). A
 // server on a big-endian machine is refused long before, by its pg_control.
+// The parentheses matter: to SQL << and | are of one precedence.
 var newerSQL = func() string {
 	var b strings.Builder
 	b.WriteString("(SELECT v >= x OR v <= 0 FROM (SELECT ")
@@ -139,11 +139,14 @@ var newerSQL = func() string {
 	return b.String()
 }()
 
-// ask is how much to ask for. Of a small file that is no relation's all of it
-// is, even if it has grown since it was listed: a configuration file must not
-// end in the middle, and one read shows it as it was at one time.
+// atOnce is whether a file is read with one read, to its end, even if it has
+// grown since it was listed: a small one that is no relation's. A configuration
+// file must not end in the middle, and one read shows it as it was at one time.
+func (f *file) atOnce() bool { return f.kind == plain && f.size <= chunkSize }
+
+// ask is how much to ask for.
 func (r *request) ask() int {
-	if r.task.file.kind == plain && r.task.file.size <= chunkSize {
+	if r.task.file.atOnce() {
 		return chunkSize
 	}
 	return r.n

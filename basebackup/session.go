@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"strconv"
 	"strings"
 	"sync"
@@ -41,23 +42,35 @@ func (s *session) Close() {
 
 // rows asks, and answers with the rows as text; "" is NULL too.
 func (s *session) rows(ctx context.Context, sql string) ([][]string, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	results, err := s.pc.Exec(ctx, sql).ReadAll()
+	all, err := s.all(ctx, sql)
 	if err != nil {
 		return nil, err
 	}
-	var out [][]string
-	for _, r := range results {
+	return all[0], nil
+}
+
+// all asks several questions at once, and answers with the rows of each.
+func (s *session) all(ctx context.Context, sql ...string) ([][][]string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	results, err := s.pc.Exec(ctx, strings.Join(sql, ";\n")).ReadAll()
+	switch {
+	case err != nil:
+		return nil, err
+	case len(results) != len(sql):
+		return nil, fmt.Errorf("server answered %d of %d questions", len(results), len(sql))
+	}
+	all := make([][][]string, len(sql))
+	for i, r := range results {
 		for _, row := range r.Rows {
 			fields := make([]string, len(row))
-			for i, f := range row {
-				fields[i] = string(f)
+			for j, f := range row {
+				fields[j] = string(f)
 			}
-			out = append(out, fields)
+			all[i] = append(all[i], fields)
 		}
 	}
-	return out, nil
+	return all, nil
 }
 
 // row asks for one row.
@@ -66,34 +79,79 @@ func (s *session) row(ctx context.Context, sql string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	return one(rows)
+}
+
+// one is the row of an answer that has one.
+func one(rows [][]string) ([]string, error) {
 	if len(rows) != 1 {
 		return nil, fmt.Errorf("server answered %d rows where one was expected", len(rows))
 	}
 	return rows[0], nil
 }
 
+// file reads n bytes of a file of the server's from off on, fewer at its end. The
+// error is fs.ErrNotExist if there is no such file.
+func (s *session) file(ctx context.Context, path string, off, n int64) ([]byte, error) {
+	rows, err := s.binary(ctx, "SELECT pg_read_binary_file($1::text, $2::int8, $3::int8, true)", path, strconv.FormatInt(off, 10), strconv.FormatInt(n, 10))
+	switch {
+	case err != nil:
+		return nil, err
+	case len(rows) != 1 || rows[0] == nil:
+		return nil, &fs.PathError{Op: "read", Path: path, Err: fs.ErrNotExist}
+	}
+	return rows[0], nil
+}
+
+// names are those in a directory of the server's; none if it is not there.
+func (s *session) names(ctx context.Context, path string) ([]string, error) {
+	rows, err := s.binary(ctx, "SELECT pg_ls_dir($1::text, true, false)", path)
+	names := make([]string, len(rows))
+	for i, row := range rows {
+		names[i] = string(row)
+	}
+	return names, err
+}
+
+// binary asks for one column, in binary; NULL is nil.
+func (s *session) binary(ctx context.Context, sql string, args ...string) (column [][]byte, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	params := make([][]byte, len(args))
+	for i, a := range args {
+		params[i] = []byte(a)
+	}
+	result := s.pc.ExecParams(ctx, sql, params, nil, nil, []int16{1}).Read()
+	for _, row := range result.Rows {
+		column = append(column, row[0])
+	}
+	return column, result.Err
+}
+
 // facts are what the server says of itself. None is guessed.
 type facts struct {
-	server     string // host:port
-	version    string // server_version
-	major      int
-	systemID   uint64
-	catalog    uint32 // catalog version
-	tli        wal.TLI
-	recovery   bool // a standby
-	checksums  bool
-	fullPages  bool
-	walLevel   string
-	dirMode    uint32 // data_directory_mode
-	walSize    wal.SegmentSize
-	blockSize  int
-	segment    int64 // blocks of a relation's file, relseg_size
-	pid        uint32
-	role       string
-	statsDir   string // stats_temp_directory, until 14
-	logDir     string
-	spaces     []tablespace
-	summarizes bool // summarize_wal
+	server    string // host:port
+	version   string // server_version
+	major     int
+	systemID  uint64
+	catalog   uint32 // catalog version
+	tli       wal.TLI
+	recovery  bool // a standby
+	checksums bool
+	fullPages bool
+	walLevel  string
+	dirMode   uint32 // data_directory_mode
+	walSize   wal.SegmentSize
+	blockSize int
+	segment   int64 // blocks of a relation's file, relseg_size
+	pid       uint32
+	role      string
+	// connections is how many the role may have; below zero: any number.
+	connections int
+	statsDir    string // stats_temp_directory, until 14
+	logDir      string
+	spaces      []tablespace
+	summarizes  bool // summarize_wal
 }
 
 // A tablespace is one that users made.
@@ -115,7 +173,15 @@ const factsSQL = `SELECT current_setting('server_version'), current_setting('ser
 FROM pg_control_system() s, pg_control_checkpoint() c, pg_control_init() i`
 
 func (s *session) facts(ctx context.Context) (*facts, error) {
-	r, err := s.row(ctx, factsSQL)
+	all, err := s.all(ctx, factsSQL, tablespacesSQL, "SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user")
+	if err != nil {
+		return nil, err
+	}
+	r, err := one(all[0])
+	if err != nil {
+		return nil, err
+	}
+	limit, err := one(all[2])
 	if err != nil {
 		return nil, err
 	}
@@ -145,22 +211,21 @@ func (s *session) facts(ctx context.Context) (*facts, error) {
 	f.segment = int64(number(r[12], 32))
 	f.pid = uint32(number(r[13], 32))
 	mode, modeErr := strconv.ParseUint(r[9], 8, 32)
-	if err = errors.Join(err, modeErr); err != nil {
+	var limitErr, spacesErr error
+	f.connections, limitErr = strconv.Atoi(limit[0])
+	f.spaces, spacesErr = parseTablespaces(all[1])
+	if err = errors.Join(err, modeErr, limitErr, spacesErr); err != nil {
 		return nil, err
 	}
 	f.dirMode = uint32(mode)
-
-	f.spaces, err = s.tablespaces(ctx)
-	return f, err
+	return f, nil
 }
 
-// tablespaces are those that users made.
-func (s *session) tablespaces(ctx context.Context) (spaces []tablespace, err error) {
-	rows, err := s.rows(ctx, `SELECT oid, spcname, pg_tablespace_location(oid) FROM pg_tablespace
-WHERE spcname NOT IN ('pg_default', 'pg_global') ORDER BY oid`)
-	if err != nil {
-		return nil, err
-	}
+// tablespacesSQL asks for those that users made.
+const tablespacesSQL = `SELECT oid, spcname, pg_tablespace_location(oid) FROM pg_tablespace
+WHERE spcname NOT IN ('pg_default', 'pg_global') ORDER BY oid`
+
+func parseTablespaces(rows [][]string) (spaces []tablespace, err error) {
 	for _, r := range rows {
 		oid, err := strconv.ParseUint(r[0], 10, 32)
 		if err != nil {
@@ -219,18 +284,33 @@ func (s *session) privileges(ctx context.Context, major int) (missing []string, 
 	return missing, err
 }
 
-// start begins the backup. It returns when the checkpoint is done.
-func (s *session) start(ctx context.Context, f *facts, label string, fast bool) (startPoint, error) {
+// start begins the backup. It returns when the checkpoint is done, with where
+// that is and with the tablespaces that there are now.
+func (s *session) start(ctx context.Context, f *facts, label string, fast bool) (at startPoint, spaces []tablespace, err error) {
 	call := fmt.Sprintf("pg_backup_start(%s, %t)", literal(label), fast)
 	if f.major < 15 {
 		call = fmt.Sprintf("pg_start_backup(%s, %t, false)", literal(label), fast)
 	}
-	r, err := s.row(ctx, "SELECT "+call)
+	all, err := s.all(ctx, "SELECT "+call, "SELECT timeline_id FROM pg_control_checkpoint()", tablespacesSQL)
 	if err != nil {
-		return startPoint{}, err
+		return at, nil, err
 	}
-	lsn, err := wal.ParseLSN(r[0])
-	return startPoint{LSN: lsn}, err
+	lsn, err := one(all[0])
+	if err == nil {
+		at.LSN, err = wal.ParseLSN(lsn[0])
+	}
+	if err != nil {
+		return at, nil, err
+	}
+	tli, err := one(all[1])
+	if err == nil {
+		_, err = fmt.Sscan(tli[0], &at.TLI)
+	}
+	if err != nil {
+		return at, nil, err
+	}
+	spaces, err = parseTablespaces(all[2])
+	return at, spaces, err
 }
 
 // stopped is what the server says as the backup ends.

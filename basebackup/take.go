@@ -41,7 +41,7 @@ func Take(ctx context.Context, cfg Config) (*Report, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	b := &backup{cfg: cfg, log: cfg.Log, began: time.Now(), report: &Report{Dir: cfg.Dir, Corrupt: []CorruptPage{}, Warnings: []string{}}}
+	b := &backup{limit: newLimiter(cfg.MaxRate), cfg: cfg, log: cfg.Log, began: time.Now(), report: &Report{Dir: cfg.Dir, Corrupt: []CorruptPage{}, Warnings: []string{}}}
 	ctx, b.fail = context.WithCancelCause(ctx)
 	defer b.fail(nil)
 	stopTelling := b.tell()
@@ -95,9 +95,11 @@ type backup struct {
 
 	journal journal
 
+	limit    *limiter
 	counting atomic.Pointer[copier] // once there is one
 	now      atomic.Pointer[now]
 	walBytes atomic.Int64
+	walCame  atomic.Int64 // bytes that were received of WAL, over SQL
 	walWait  atomic.Pointer[string]
 }
 
@@ -116,7 +118,7 @@ func (b *backup) phase(p Phase, waiting string) {
 
 func (b *backup) progress() Progress {
 	n := b.now.Load()
-	p := Progress{Elapsed: time.Since(b.began), WALBytes: b.walBytes.Load()}
+	p := Progress{Elapsed: time.Since(b.began), Received: b.walCame.Load(), WALBytes: b.walBytes.Load()}
 	if n != nil {
 		p.Phase, p.Waiting = n.phase, n.waiting
 	}
@@ -164,17 +166,13 @@ func (b *backup) run(ctx context.Context) (err error) {
 	}
 
 	b.phase(Checkpoint, "")
-	if b.start, err = b.control.start(ctx, b.facts, b.cfg.Label, b.cfg.Checkpoint == "fast"); err != nil {
+	var spaces []tablespace
+	if b.start, spaces, err = b.control.start(ctx, b.facts, b.cfg.Label, b.cfg.Checkpoint == "fast"); err != nil {
 		return err
 	}
-	tli, err := b.control.row(ctx, "SELECT timeline_id FROM pg_control_checkpoint()")
-	if err != nil {
-		return err
-	}
-	if _, err := fmt.Sscan(tli[0], &b.start.TLI); err != nil {
-		return err
-	}
-	if err := b.lookAgain(ctx); err != nil {
+	b.dialer.prepare(ctx, b.cfg.Jobs)
+	defer b.dialer.discard()
+	if err := b.lookAgain(ctx, spaces); err != nil {
 		return err
 	}
 	b.log.Info("backup started", "lsn", b.start.LSN, "tli", b.start.TLI, "server", b.facts.server)
@@ -250,7 +248,7 @@ func (b *backup) connect(ctx context.Context) (err error) {
 	if len(missing) > 0 {
 		return &PrivilegeError{Server: f.server, Role: f.role, Functions: missing}
 	}
-	if err := b.limitJobs(ctx); err != nil {
+	if err := b.limitJobs(); err != nil {
 		return err
 	}
 	who, err := b.control.row(ctx, whoSQL)
@@ -262,23 +260,16 @@ func (b *backup) connect(ctx context.Context) (err error) {
 	return nil
 }
 
-// others are the connections beside those that copy: control, one for single
-// files, one for WAL.
-const others = 3
+// others are the connections beside those that copy: control, and one for WAL.
+const others = 2
 
 // limitJobs heeds the role's limit of connections: what waited for one at the
 // end would wait for ever.
-func (b *backup) limitJobs(ctx context.Context) error {
-	r, err := b.control.row(ctx, "SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user")
-	if err != nil {
-		return err
-	}
-	limit, err := strconv.Atoi(r[0])
-	switch {
-	case err != nil || limit < 0:
-		return err
+func (b *backup) limitJobs() error {
+	switch limit := b.facts.connections; {
+	case limit < 0:
 	case limit <= others:
-		return &SettingError{b.facts.server, fmt.Sprintf("the connection limit of role %q", b.facts.role), r[0], fmt.Sprintf("%d or more", others+1)}
+		return &SettingError{b.facts.server, fmt.Sprintf("the connection limit of role %q", b.facts.role), strconv.Itoa(limit), fmt.Sprintf("%d or more", others+1)}
 	case limit < b.cfg.Jobs+others:
 		b.cfg.Jobs = limit - others
 		b.warn(fmt.Sprintf("the role's connection limit of %d leaves %d to copy with", limit, b.cfg.Jobs))
@@ -375,10 +366,9 @@ func (b *backup) look(ctx context.Context) error {
 
 // lookAgain is for tablespaces that came or went before the backup began. What
 // comes after is in its WAL, which makes and fills it.
-func (b *backup) lookAgain(ctx context.Context) error {
-	spaces, err := b.control.tablespaces(ctx)
-	if err != nil || slices.Equal(spaces, b.facts.spaces) {
-		return err
+func (b *backup) lookAgain(ctx context.Context, spaces []tablespace) error {
+	if slices.Equal(spaces, b.facts.spaces) {
+		return nil
 	}
 	b.facts.spaces = spaces
 	b.warn("tablespaces were made or dropped as the backup began; replay of its WAL makes their links as the server has them")
@@ -421,9 +411,7 @@ func (b *backup) void(err error) error {
 
 // take copies, between start and stop, and finishes.
 func (b *backup) take(ctx context.Context, g *errgroup.Group, stop chan walsave.Position, stopPulse func()) error {
-	reader := walsave.NewReader(b.dialer.connect)
-	defer reader.Close()
-	if err := b.prepare(ctx, reader); err != nil {
+	if err := b.prepare(ctx); err != nil {
 		return err
 	}
 	var saved *walsave.Result
@@ -458,20 +446,20 @@ func (b *backup) take(ctx context.Context, g *errgroup.Group, stop chan walsave.
 	if err := b.copy(ctx); err != nil {
 		return err
 	}
-	controlBytes, controlFile, err := readControl(ctx, func(ctx context.Context) (text []byte, err error) {
-		err = b.patiently(ctx, func() error {
-			text, err = reader.ReadFile(ctx, "global/pg_control", 0, control.Size)
-			return err
-		})
-		return text, err
+	controlBytes, controlFile, err := readControl(ctx, func(ctx context.Context) ([]byte, error) {
+		return b.control.file(ctx, "global/pg_control", 0, control.Size)
 	})
-	if err != nil {
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil && lost(err):
+		return b.void(err)
+	case err != nil:
 		return &FileError{Server: b.facts.server, Path: "global/pg_control", Err: err}
 	}
 	if controlFile.SystemID != b.facts.systemID {
 		return &FileError{Server: b.facts.server, Path: "global/pg_control", Err: fmt.Errorf("it is of system %d, not %d", controlFile.SystemID, b.facts.systemID)}
 	}
-	controlBytes = slices.Clone(controlBytes)
 
 	if err := b.outsideFiles(ctx); err != nil {
 		return err
@@ -494,7 +482,7 @@ func (b *backup) take(ctx context.Context, g *errgroup.Group, stop chan walsave.
 		return ctx.Err()
 	}
 	b.phase(Syncing, "")
-	return b.finish(ctx, end, saved, controlBytes)
+	return b.finish(ctx, end, saved, controlBytes, controlFile)
 }
 
 // stop ends the backup on the server.
@@ -543,9 +531,9 @@ func (b *backup) stopTLI(ctx context.Context) (wal.TLI, error) {
 }
 
 // prepare chooses how to copy, and takes from DIR what would let it start.
-func (b *backup) prepare(ctx context.Context, reader *walsave.ConnReader) error {
+func (b *backup) prepare(ctx context.Context) error {
 	f := b.facts
-	if err := b.choose(ctx, reader); err != nil {
+	if err := b.choose(ctx); err != nil {
 		return err
 	}
 	b.report.Method, b.report.Reason, b.report.Resumed = b.method(), b.plan.reason, b.local.kind == localInterrupted
@@ -600,7 +588,7 @@ func (b *backup) walSource(ctx context.Context) (walsave.Source, error) {
 	from := b.cfg.WAL
 	switch {
 	case from == "sql":
-		return walsave.NewSQL(walsave.NewReader(b.dialer.connect), f.server, f.walSize, f.systemID), nil
+		return walsave.NewSQL(b.walReader(), f.server, f.walSize, f.systemID), nil
 	case strings.HasPrefix(from, "http://"), strings.HasPrefix(from, "https://"):
 		remote, err := archive.NewRemote(from)
 		if err != nil {
@@ -622,6 +610,25 @@ func (b *backup) walSource(ctx context.Context) (walsave.Source, error) {
 		return nil, fmt.Errorf("archive %q is not a directory", from)
 	}
 	return walsave.NewArchive(archive.New(archive.Dir(from)), from, f.walSize, f.systemID), nil
+}
+
+// walReader reads WAL over a connection of its own, compressed while files are.
+func (b *backup) walReader() *walsave.ConnReader {
+	r := walsave.NewReader(b.dialer.connect)
+	r.Received = func(n int64) {
+		b.walCame.Add(n)
+		b.limit.wal(n)
+	}
+	if b.compress != nil {
+		decoder := b.compress.method.NewDecoder()
+		r.Pack = func() (func(string) string, func(dst, src []byte, n int) ([]byte, error)) {
+			if !b.compress.compressing() {
+				return nil, nil
+			}
+			return b.compress.method.Expr, decoder.Decode
+		}
+	}
+	return r
 }
 
 func (b *backup) saveWAL(ctx context.Context, source walsave.Source, stop chan walsave.Position) (*walsave.Result, error) {
@@ -646,10 +653,8 @@ func (b *backup) patiently(ctx context.Context, try func() error) error {
 		if err == nil || ctx.Err() != nil || !lost(err) || time.Now().After(end) {
 			return err
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(200 * time.Millisecond):
+		if err := pause(ctx, 200*time.Millisecond); err != nil {
+			return err
 		}
 	}
 }
@@ -661,9 +666,12 @@ func (b *backup) list(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		defer s.Close()
-		b.listing, err = list(ctx, s, b.facts, b.cfg.Logs)
-		return err
+		if b.listing, err = list(ctx, s, b.facts, b.cfg.Logs); err != nil {
+			s.Close()
+			return err
+		}
+		b.dialer.giveBack(s)
+		return nil
 	})
 	if err != nil {
 		return err
@@ -741,10 +749,7 @@ func (b *backup) copy(ctx context.Context) error {
 	c := &copier{
 		dir: b.cfg.Dir, mode: b.fileMode(), umask: b.umask, d: b.dialer, f: b.facts, checksums: b.facts.checksums, start: b.start.LSN,
 		end: func() wal.LSN { return b.control.position(ctx) },
-		how: b.how, compress: b.compress, done: b.fileDone, copied: b.journal.add,
-	}
-	if b.cfg.MaxRate > 0 {
-		c.limit = &limiter{rate: b.cfg.MaxRate}
+		how: b.how, limit: b.limit, compress: b.compress, done: b.fileDone, copied: b.journal.add,
 	}
 	c.queue.fill(b.listing.files)
 	c.totalFiles, c.totalBytes = len(b.listing.files), b.listing.bytes
@@ -771,7 +776,12 @@ func (b *backup) fileDone(f *file, vanished bool, size int64, crc uint32) error 
 	if f.path == "postgresql.auto.conf" && b.cfg.Standby {
 		return nil // it is changed, and pg_verifybackup does not look at it
 	}
-	return b.manifest.Add(manifest.File{Path: f.path, Size: size, ModTime: time.Unix(f.mtime, 0), Algorithm: "CRC32C", Checksum: manifest.CRCBytes(crc)})
+	return b.listed(f.path, size, time.Unix(f.mtime, 0), crc)
+}
+
+// listed writes the line of the manifest for a file that is in DIR.
+func (b *backup) listed(path string, size int64, changed time.Time, crc uint32) error {
+	return b.manifest.Add(manifest.File{Path: path, Size: size, ModTime: changed, Algorithm: manifest.CRC32C, Checksum: manifest.CRCBytes(crc)})
 }
 
 // own writes a file that is not copied, with its line of the manifest.
@@ -779,12 +789,11 @@ func (b *backup) own(name string, content []byte) error {
 	if err := durable.WriteFile(filepath.Join(b.cfg.Dir, filepath.FromSlash(name)), content, b.fileMode()); err != nil {
 		return err
 	}
-	return b.manifest.Add(manifest.File{Path: name, Size: int64(len(content)), ModTime: time.Now(), Algorithm: "CRC32C",
-		Checksum: manifest.CRCBytes(crc32.Checksum(content, castagnoli))})
+	return b.listed(name, int64(len(content)), time.Now(), crc32.Checksum(content, castagnoli))
 }
 
 // finish makes DIR what it is to be, the control file last.
-func (b *backup) finish(ctx context.Context, end stopped, saved *walsave.Result, controlBytes []byte) error {
+func (b *backup) finish(ctx context.Context, end stopped, saved *walsave.Result, controlBytes []byte, parsed *control.Control) error {
 	if err := b.removeExtra(); err != nil {
 		return err
 	}
@@ -796,13 +805,7 @@ func (b *backup) finish(ctx context.Context, end stopped, saved *walsave.Result,
 	}
 	// Its own time, by which it is known again: all control files have the same
 	// CRC, because they end with their own.
-	parsed, err := control.Parse(controlBytes)
-	if err != nil {
-		return err
-	}
-	err = b.manifest.Add(manifest.File{Path: "global/pg_control", Size: control.Size, ModTime: parsed.Time, Algorithm: "CRC32C",
-		Checksum: manifest.CRCBytes(crc32.Checksum(controlBytes, castagnoli))})
-	if err != nil {
+	if err := b.listed("global/pg_control", control.Size, parsed.Time, crc32.Checksum(controlBytes, castagnoli)); err != nil {
 		return err
 	}
 	if err := b.manifest.Finish(b.ranges(saved)); err != nil {
@@ -847,14 +850,14 @@ func (b *backup) ranges(saved *walsave.Result) (ranges []manifest.Range) {
 func (b *backup) total(saved *walsave.Result) {
 	r, c := b.report, b.copier
 	r.Files, r.Bytes = int(c.filesDone.Load()-c.vanishedFiles.Load())+1, c.bytes.Load()+control.Size
-	r.Received, r.Written, r.Vanished = c.received.Load(), c.written.Load(), int(c.vanishedFiles.Load())
+	r.Received, r.Written, r.Vanished = c.received.Load()+b.walCame.Load(), c.written.Load(), int(c.vanishedFiles.Load())
 	r.Corrupt, r.CorruptAll = append(r.Corrupt, c.corrupt...), c.corrupted
 	if saved != nil {
 		r.WALFiles, r.WALBytes = saved.Segments, saved.Bytes
 	}
 	r.Compress = "none"
 	if b.compress != nil {
-		r.Compress = b.compress.method.Name
+		r.Compress, r.Compressed = b.compress.method.Name, b.compress.packed.Load()
 	}
 	r.Elapsed = time.Since(b.began)
 }
@@ -983,7 +986,8 @@ func (b *backup) tell() (stop func()) {
 		mu.Lock()
 		defer mu.Unlock()
 		if c := b.counting.Load(); c != nil {
-			p.Files, p.Bytes, p.Received = int(c.filesDone.Load()), c.bytes.Load(), c.received.Load()
+			p.Files, p.Bytes = int(c.filesDone.Load()), c.bytes.Load()
+			p.Received += c.received.Load()
 			p.TotalFiles, p.TotalBytes = c.totalFiles, c.totalBytes
 			c.mu.Lock()
 			p.CorruptPages = c.corrupted

@@ -94,8 +94,11 @@ func Detect(facts []Fact) []Method {
 	return append(methods, Method{Name: "holes", kind: holes})
 }
 
+// Names are what Choose knows.
+var Names = []string{"none", "auto", "pgcrypto", "function", "holes"}
+
 // ErrUnknown is what Choose answers for a name that is none of a method.
-var ErrUnknown = errors.New(`unknown compression: none, auto, pgcrypto, function or holes`)
+var ErrUnknown = errors.New("unknown compression: " + strings.Join(Names, ", "))
 
 // A MissingError says that the server does not have what a method needs.
 type MissingError struct {

@@ -42,7 +42,7 @@ func (a *fromArchive) History(ctx context.Context, tli wal.TLI) (string, error) 
 		return "", err
 	}
 	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, piece))
+	text, err := io.ReadAll(io.LimitReader(f, pieceLen))
 	if err != nil {
 		return "", unreachable(ctx, a.name, err)
 	}

@@ -720,12 +720,14 @@ type liar struct {
 	lie func(path string, off int64, b []byte) ([]byte, error)
 }
 
-func (l liar) ReadFile(ctx context.Context, path string, off, n int64) ([]byte, error) {
-	b, err := l.Reader.ReadFile(ctx, path, off, n)
-	if err != nil {
-		return nil, err
-	}
-	return l.lie(path, off, b)
+func (l liar) ReadPieces(ctx context.Context, path string, pieces []Piece, f func(int, []byte) error) error {
+	return l.Reader.ReadPieces(ctx, path, pieces, func(i int, b []byte) error {
+		b, err := l.lie(path, pieces[i].Off, b)
+		if err != nil {
+			return err
+		}
+		return f(i, b)
+	})
 }
 
 func TestUntrue(t *testing.T) {
@@ -740,7 +742,9 @@ func TestUntrue(t *testing.T) {
 		good     bool
 	}{
 		{why: "a flipped bit", lie: func(_ string, off int64, b []byte) ([]byte, error) {
-			b[len(b)/2] ^= 4
+			if len(b) > longHeader { // which is read again, and would be another file's
+				b[len(b)/2] ^= 4
+			}
 			return b, nil
 		}},
 		{why: "a bit that is flipped once", good: true, lie: func() func(string, int64, []byte) ([]byte, error) {

@@ -3,6 +3,7 @@ package walsave
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -17,25 +18,30 @@ import (
 	"rideau/wal"
 )
 
-// piece is how much of a file is read with one query. Offsets are multiples of
-// it: aligned reads are one system call of the server. Each costs a round trip,
-// and four of them are a segment.
-const piece = 4 << 20
+// pieceLen is how much of a file the server reads at once, and sends as one row.
+// Offsets are multiples of it: aligned reads are one system call of the server.
+const pieceLen = 4 << 20
 
 // A Reader reads files of a server, as pg_read_binary_file does. An error with
 // which the server refused is a *pgconn.PgError; after any other the next call
 // may connect anew.
 type Reader interface {
-	// ReadFile answers n bytes of a file from off on, fewer at its end. The
-	// path is relative to the data directory. The result is valid until the
-	// next call. The error is fs.ErrNotExist if there is no such file.
-	ReadFile(ctx context.Context, path string, off, n int64) ([]byte, error)
+	// ReadPieces reads pieces of a file, in their order and one at a time, and
+	// gives each to f, which must not keep it. A piece beyond the file's end is
+	// shorter, or empty. The path is relative to the data directory. The error is
+	// fs.ErrNotExist if there is no such file, and f's if that has one.
+	ReadPieces(ctx context.Context, path string, pieces []Piece, f func(i int, b []byte) error) error
 
 	// ReadDir answers the names in a directory.
 	ReadDir(ctx context.Context, path string) ([]string, error)
 
 	// Position is how far the server has written WAL, or, in recovery, replayed.
 	Position(ctx context.Context) (wal.LSN, error)
+}
+
+// A Piece is a part of a file.
+type Piece struct {
+	Off, Len int64
 }
 
 // NewReader makes a Reader of ordinary connections, one at a time, made when
@@ -47,9 +53,21 @@ func NewReader(connect func(context.Context) (*pgconn.PgConn, error)) *ConnReade
 }
 
 // A ConnReader is a [Reader] over a connection.
+//
+// Of a piece the zeros at its end are not sent: a segment that was switched away
+// from is mostly that.
 type ConnReader struct {
+	// Received, if not nil, is told how many bytes came of files.
+	Received func(n int64)
+
+	// Pack, if not nil, is asked before each statement how the server is to
+	// compress a bytea of SQL, and how that is undone; wrap is nil if it is not.
+	// Unpack is told how long the bytes are.
+	Pack func() (wrap func(sql string) string, unpack func(dst, src []byte, n int) ([]byte, error))
+
 	connect func(context.Context) (*pgconn.PgConn, error)
 	conn    *pgconn.PgConn
+	buf     []byte // a piece
 }
 
 // Close ends the connection, if there is one.
@@ -64,8 +82,8 @@ func (r *ConnReader) Close() error {
 	return conn.Close(ctx)
 }
 
-// query runs one statement and answers its rows' first column in binary.
-func (r *ConnReader) query(ctx context.Context, sql string, args ...string) ([][]byte, error) {
+// ask sends one statement, whose answer is in binary.
+func (r *ConnReader) ask(ctx context.Context, sql string, args ...string) (*pgconn.ResultReader, error) {
 	if r.conn == nil || r.conn.IsClosed() {
 		conn, err := r.connect(ctx)
 		if err != nil {
@@ -77,7 +95,16 @@ func (r *ConnReader) query(ctx context.Context, sql string, args ...string) ([][
 	for i, a := range args {
 		params[i] = []byte(a)
 	}
-	res := r.conn.ExecParams(ctx, sql, params, nil, nil, []int16{1}).Read()
+	return r.conn.ExecParams(ctx, sql, params, nil, nil, []int16{1}), nil
+}
+
+// query runs one statement and answers its rows' first column.
+func (r *ConnReader) query(ctx context.Context, sql string, args ...string) ([][]byte, error) {
+	rr, err := r.ask(ctx, sql, args...)
+	if err != nil {
+		return nil, err
+	}
+	res := rr.Read()
 	if res.Err != nil {
 		return nil, res.Err
 	}
@@ -88,17 +115,89 @@ func (r *ConnReader) query(ctx context.Context, sql string, args ...string) ([][
 	return column, nil
 }
 
-// ReadFile implements [Reader].
-func (r *ConnReader) ReadFile(ctx context.Context, path string, off, n int64) ([]byte, error) {
-	rows, err := r.query(ctx, "SELECT pg_catalog.pg_read_binary_file($1::text, $2::int8, $3::int8, true)",
-		path, fmt.Sprint(off), fmt.Sprint(n))
+// piecesSQL answers for each piece how long it is, how long a byte and what is
+// left of it without zeros at the end is, and these. The byte keeps zeros at the
+// beginning.
+const piecesSQL = `SELECT length(c), length(z), %s FROM (
+ SELECT c, pg_catalog.btrim('\x01'::bytea || c, '\x00'::bytea) AS z FROM (
+  SELECT pg_catalog.pg_read_binary_file($1::text, o, l, true) AS c
+  FROM ROWS FROM (pg_catalog.unnest($2::int8[]), pg_catalog.unnest($3::int8[])) AS p(o, l) OFFSET 0) r OFFSET 0) t`
+
+// ReadPieces implements [Reader].
+func (r *ConnReader) ReadPieces(ctx context.Context, path string, pieces []Piece, f func(i int, b []byte) error) error {
+	var wrap func(string) string
+	var unpack func(dst, src []byte, n int) ([]byte, error)
+	if r.Pack != nil {
+		wrap, unpack = r.Pack()
+	}
+	data := "z"
+	if wrap != nil {
+		data = wrap("z")
+	}
+	offs, lens := make([]string, len(pieces)), make([]string, len(pieces))
+	for i, p := range pieces {
+		offs[i], lens[i] = fmt.Sprint(p.Off), fmt.Sprint(p.Len)
+	}
+	rows, err := r.ask(ctx, fmt.Sprintf(piecesSQL, data), path, "{"+strings.Join(offs, ",")+"}", "{"+strings.Join(lens, ",")+"}")
+	if err != nil {
+		return err
+	}
+	n := 0
+	for err == nil && rows.NextRow() {
+		row := rows.Values()
+		switch {
+		case n == len(pieces) || len(row) != 3:
+			err = fmt.Errorf("server answered with more than %d pieces of %q", len(pieces), path)
+		case row[2] == nil:
+			err = &fs.PathError{Op: "read", Path: path, Err: fs.ErrNotExist}
+		case len(row[0]) != 4 || len(row[1]) != 4:
+			err = fmt.Errorf("server sent lengths of %d and %d bytes", len(row[0]), len(row[1]))
+		default:
+			if r.Received != nil {
+				r.Received(int64(len(row[2])))
+			}
+			var b []byte
+			if b, err = r.piece(pieces[n], int32(binary.BigEndian.Uint32(row[0])), int32(binary.BigEndian.Uint32(row[1])), row[2], wrap != nil, unpack); err == nil {
+				err = f(n, b)
+			}
+			n++
+		}
+	}
+	_, closeErr := rows.Close()
 	switch {
 	case err != nil:
-		return nil, err
-	case len(rows) != 1 || rows[0] == nil:
-		return nil, &fs.PathError{Op: "read", Path: path, Err: fs.ErrNotExist}
+		return err
+	case closeErr != nil:
+		return closeErr
+	case n != len(pieces):
+		return fmt.Errorf("server answered %d of %d pieces of %q", n, len(pieces), path)
 	}
-	return rows[0], nil
+	return nil
+}
+
+// piece makes of an answer what it was on the server.
+func (r *ConnReader) piece(p Piece, length, sent int32, b []byte, packed bool, unpack func(dst, src []byte, n int) ([]byte, error)) ([]byte, error) {
+	if length < 0 || int64(length) > p.Len || sent < 1 || sent > length+1 {
+		return nil, fmt.Errorf("server sent %d of %d bytes where %d were asked for", sent, length, p.Len)
+	}
+	if cap(r.buf) < int(length)+1 {
+		r.buf = make([]byte, 0, length+1)
+	}
+	buf := r.buf[:0]
+	if packed {
+		var err error
+		if buf, err = unpack(buf, b, int(sent)); err != nil {
+			return nil, err
+		}
+	} else {
+		buf = append(buf, b...)
+	}
+	if len(buf) != int(sent) || buf[0] != 1 {
+		return nil, fmt.Errorf("server sent %d bytes and not %d", len(buf), sent)
+	}
+	buf = buf[:length+1]
+	clear(buf[sent:])
+	return buf[1:], nil
 }
 
 // ReadDir implements [Reader].
@@ -149,8 +248,12 @@ func (q *sqlSource) Close() error {
 }
 
 func (q *sqlSource) History(ctx context.Context, tli wal.TLI) (string, error) {
-	text, err := q.reader.ReadFile(ctx, "pg_wal/"+tli.HistoryName(), 0, piece)
-	return string(text), q.mayRetry(ctx, err)
+	var text string
+	err := q.reader.ReadPieces(ctx, "pg_wal/"+tli.HistoryName(), []Piece{{0, pieceLen}}, func(_ int, b []byte) error {
+		text = string(b)
+		return nil
+	})
+	return text, q.mayRetry(ctx, err)
 }
 
 func (q *sqlSource) Fetch(ctx context.Context, s Segment, w io.Writer, waiting func(Waiting)) error {
@@ -230,41 +333,45 @@ func newerHistories(names []string, tli wal.TLI) []wal.TLI {
 	return list
 }
 
-// read copies the file up to need. Every piece is a file that is opened anew,
-// and a name may be given to another file at any time: the first page is
-// verified before, and must be the same after.
+// read copies the file up to need, with one statement. Every piece is a file that
+// is opened anew, and a name may be given to another file at any time: the first
+// page is verified before, and must be the same after.
 func (q *sqlSource) read(ctx context.Context, s Segment, name string, need wal.LSN, w io.Writer) error {
-	path := "pg_wal/" + name
-	var first []byte
-	for off := int64(0); off < int64(need-s.LSN); off += piece {
-		n := min(piece, int64(need-s.LSN)-off)
-		b, err := q.reader.ReadFile(ctx, path, off, n)
-		if err != nil {
-			return q.gone(ctx, err, s, name)
-		}
-		if off == 0 {
-			first = bytes.Clone(b[:min(len(b), pageSize)])
-			if err := q.firstPage(s, name, first); err != nil {
-				return err
+	var pieces []Piece
+	for off := int64(0); off < int64(need-s.LSN); off += pieceLen {
+		pieces = append(pieces, Piece{off, min(pieceLen, int64(need-s.LSN)-off)})
+	}
+	last := len(pieces)
+	pieces = append(pieces, Piece{0, longHeader})
+	var first [longHeader]byte
+	var ours error // what is wrong with it, or with where it goes
+	err := q.reader.ReadPieces(ctx, "pg_wal/"+name, pieces, func(i int, b []byte) error {
+		ours = func() error {
+			if i == last {
+				if !bytes.Equal(b, first[:]) {
+					return &RecycledError{Segment: name, LSN: s.LSN, Server: q.server,
+						Err: errors.New("its file became another one while it was read")}
+				}
+				return nil
 			}
-		}
-		if int64(len(b)) != n {
-			return fmt.Errorf("%s of %s has %d bytes, a segment has %d", name, q.server, off+int64(len(b)), int64(q.size))
-		}
-		if _, err := w.Write(b); err != nil {
+			if i == 0 {
+				if err := q.firstPage(s, name, b); err != nil {
+					return err
+				}
+				copy(first[:], b)
+			}
+			if p := pieces[i]; int64(len(b)) != p.Len {
+				return fmt.Errorf("%s of %s has %d bytes, a segment has %d", name, q.server, p.Off+int64(len(b)), int64(q.size))
+			}
+			_, err := w.Write(b)
 			return err
-		}
+		}()
+		return ours
+	})
+	if ours != nil {
+		return ours
 	}
-	again, err := q.reader.ReadFile(ctx, path, 0, int64(len(first)))
-	if err != nil {
-		return q.gone(ctx, err, s, name)
-	}
-	// Of a last segment the first page may still be filled.
-	if len(again) < longHeader || !bytes.Equal(again[:longHeader], first[:longHeader]) {
-		return &RecycledError{Segment: name, LSN: s.LSN, Server: q.server,
-			Err: errors.New("its file became another one while it was read")}
-	}
-	return nil
+	return q.gone(ctx, err, s, name)
 }
 
 // firstPage verifies that a file is the segment of its name: one that waits to

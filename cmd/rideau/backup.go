@@ -51,7 +51,7 @@ Example:
 func newBackupVerifyCommand() *cobra.Command {
 	var cfg basebackup.VerifyConfig
 	var asJSON bool
-	var how, wal string
+	var how, wal, jobs string
 	cmd := newCommand("verify DIR [options]", backupVerifyHelp, func(cmd *cobra.Command, args []string) error {
 		if err := arguments(cmd, args, [2]string{"DIR", "directory of a backup"}); err != nil {
 			return err
@@ -61,8 +61,12 @@ func newBackupVerifyCommand() *cobra.Command {
 			return usageErrorf(cmd, "invalid --progress %q: want auto or none", how)
 		case wal != "" && wal != "none":
 			return usageErrorf(cmd, "invalid --wal %q: want none, or leave it out", wal)
-		case cfg.Jobs < 0:
-			return usageErrorf(cmd, "invalid --jobs %d: want a number from 1", cfg.Jobs)
+		}
+		if jobs != "" {
+			var err error
+			if cfg.Jobs, err = parseJobs(cmd, jobs); err != nil {
+				return err
+			}
 		}
 		cfg.NoWAL = wal == "none"
 		show := newProgress(cmd.ErrOrStderr(), how == "auto")
@@ -85,7 +89,7 @@ func newBackupVerifyCommand() *cobra.Command {
 	})
 	cmd.Flags().BoolVar(&cfg.Quick, "quick", false, "")
 	cmd.Flags().StringVar(&wal, "wal", "", "")
-	cmd.Flags().IntVarP(&cfg.Jobs, "jobs", "j", 0, "")
+	cmd.Flags().StringVarP(&jobs, "jobs", "j", "", "")
 	cmd.Flags().StringVar(&how, "progress", "auto", "")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "")
 	return cmd

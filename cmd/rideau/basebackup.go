@@ -1,16 +1,19 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"rideau/basebackup"
+	"rideau/basebackup/compress"
 )
 
 const basebackupHelp = `Usage: rideau basebackup CONNINFO DIR [options]
@@ -27,14 +30,16 @@ disk. It holds all that the server does, the hashes of passwords too.
 Options:
     -j, --jobs N         Copy over N connections. Default 4.
     --max-rate SIZE      Read at most so much a second (10MB). Default all.
+                         WAL counts, but never for more than half of it.
     --checkpoint HOW     fast, or spread to spare the server. Default fast.
     --label TEXT         The label in backup_label.
     --wal HOW            sql: the WAL comes along, over SQL; none: an archive
                          has it. Default sql.
     --wal-from SOURCE    Take the WAL from the relay or server with this
                          connection string, or an archive's directory or URL.
-    --compress NAME      What the server compresses with: auto, none or the
-                         name of a method. Default none.
+    --compress NAME      What the server compresses with: auto (the best it
+                         has, where that is faster), pgcrypto, function,
+                         holes or none. Default none.
     --standby            Make DIR a standby of the server at CONNINFO, or
     --relay CONNINFO     of this relay or server instead,
     --slot NAME          with this slot there, which must exist.
@@ -56,7 +61,7 @@ Example:
 
 // basebackupFlags are the options as they were typed.
 type basebackupFlags struct {
-	jobs                       int
+	jobs                       string
 	maxRate, checkpoint, label string
 	wal, walFrom, compress     string
 	standby                    bool
@@ -83,7 +88,7 @@ func newBasebackupCommand() *cobra.Command {
 		return takeBackup(cmd, cfg, f)
 	})
 	flags := cmd.Flags()
-	flags.IntVarP(&f.jobs, "jobs", "j", 4, "")
+	flags.StringVarP(&f.jobs, "jobs", "j", "4", "")
 	flags.StringVar(&f.maxRate, "max-rate", "", "")
 	flags.StringVar(&f.checkpoint, "checkpoint", "fast", "")
 	flags.StringVar(&f.label, "label", "", "")
@@ -102,10 +107,19 @@ func newBasebackupCommand() *cobra.Command {
 	return cmd
 }
 
+// parseJobs reads how many are to work at a time.
+func parseJobs(cmd *cobra.Command, text string) (int, error) {
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 || n > 256 {
+		return 0, usageErrorf(cmd, "invalid --jobs %q: want a number from 1 to 256", text)
+	}
+	return n, nil
+}
+
 // config reads the options. What is wrong with them is a mistake in the command.
 func (f *basebackupFlags) config(cmd *cobra.Command, conninfo, dir string) (basebackup.Config, error) {
 	cfg := basebackup.Config{
-		Conninfo: conninfo, Dir: dir, Jobs: f.jobs, Checkpoint: f.checkpoint, Label: f.label,
+		Conninfo: conninfo, Dir: dir, Checkpoint: f.checkpoint, Label: f.label,
 		WAL: f.wal, Compress: f.compress, Standby: f.standby, Relay: f.relay, Slot: f.slot, Logs: f.logs,
 	}
 	for _, choice := range []struct {
@@ -114,16 +128,18 @@ func (f *basebackupFlags) config(cmd *cobra.Command, conninfo, dir string) (base
 	}{
 		{"checkpoint", f.checkpoint, []string{"fast", "spread"}},
 		{"wal", f.wal, []string{"sql", "none"}},
+		{"compress", f.compress, compress.Names},
 		{"progress", f.progress, []string{"auto", "none"}},
+		{"log", f.logFormat, []string{"text", "json"}},
+		{"log-level", f.logLevel, []string{"debug", "info", "warn", "error"}},
 	} {
-		if !slices.Contains(choice.words, choice.value) {
-			return cfg, usageErrorf(cmd, "invalid --%s %q: want %s", choice.option, choice.value, strings.Join(choice.words, " or "))
+		if last := len(choice.words) - 1; !slices.Contains(choice.words, choice.value) {
+			return cfg, usageErrorf(cmd, "invalid --%s %q: want %s or %s", choice.option, choice.value,
+				strings.Join(choice.words[:last], ", "), choice.words[last])
 		}
 	}
 	given := cmd.Flags().Changed
 	switch {
-	case f.jobs < 1 || f.jobs > 256:
-		return cfg, usageErrorf(cmd, "invalid --jobs %d: want a number from 1 to 256", f.jobs)
 	case given("wal-from") && given("wal"):
 		return cfg, usageErrorf(cmd, "--wal and --wal-from exclude each other")
 	case given("wal-from") && f.walFrom == "":
@@ -135,6 +151,9 @@ func (f *basebackupFlags) config(cmd *cobra.Command, conninfo, dir string) (base
 		cfg.WAL = f.walFrom
 	}
 	var err error
+	if cfg.Jobs, err = parseJobs(cmd, f.jobs); err != nil {
+		return cfg, err
+	}
 	if cfg.MaxRate, err = parseRate(f.maxRate); err != nil {
 		return cfg, usageErrorf(cmd, "invalid --max-rate: %w", err)
 	}
@@ -154,10 +173,8 @@ func parseRate(text string) (int64, error) {
 	}
 	keep, err := parseKeep(text)
 	switch {
-	case err != nil:
-		return 0, err
-	case keep.Size == 0:
-		return 0, fmt.Errorf("%q is not a size: want kB, MB or GB", text)
+	case err != nil || keep.Size == 0: // or it is an age
+		return 0, fmt.Errorf("%q is not a size: want a number and kB, MB or GB, such as 10MB", text)
 	case keep.Size < minRate:
 		return 0, fmt.Errorf("%q is less than 32kB", text)
 	}
@@ -178,16 +195,14 @@ func parseMappings(list []string) (map[string]string, error) {
 			return nil, fmt.Errorf("%q is not OLD=NEW", text)
 		case !filepath.IsAbs(old):
 			return nil, fmt.Errorf("%q is not an absolute path", old)
+		case !filepath.IsAbs(local):
+			return nil, fmt.Errorf("%q is not an absolute path", local)
 		}
 		old = filepath.Clean(old)
 		if _, twice := mappings[old]; twice {
 			return nil, fmt.Errorf("%q is mapped twice", old)
 		}
-		local, err := filepath.Abs(local)
-		if err != nil {
-			return nil, err
-		}
-		mappings[old] = local
+		mappings[old] = filepath.Clean(local)
 	}
 	return mappings, nil
 }
@@ -208,6 +223,9 @@ func takeBackup(cmd *cobra.Command, cfg basebackup.Config, f basebackupFlags) er
 			err = werr
 		}
 		return err
+	}
+	if errors.As(err, new(*basebackup.ConfigError)) {
+		return usageErrorf(cmd, "%w", err)
 	}
 	if err != nil && basebackup.Unfinished(cfg.Dir) {
 		err = &unfinishedError{dir: cfg.Dir, err: err, stopped: cmd.Context().Err() != nil}
@@ -258,6 +276,9 @@ func describeBackup(r *basebackup.Report, cfg basebackup.Config) string {
 		how += ": " + r.Reason
 	}
 	line("method", "%s", how)
+	if r.Compress != "" && r.Compress != "none" {
+		line("compress", "%s, for %d%% of it", r.Compress, min(100, 100*r.Compressed/max(1, r.Bytes)))
+	}
 	if r.Removed > 0 {
 		line("removed", "%s that the server does not have", count(uint64(r.Removed), "file"))
 	}

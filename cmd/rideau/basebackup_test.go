@@ -4,16 +4,17 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"rideau/basebackup"
 	"rideau/basebackup/manifest"
 	"rideau/basebackup/walsave"
+	"rideau/pgrepl"
 )
 
 func TestParseRate(t *testing.T) {
@@ -28,7 +29,8 @@ func TestParseRate(t *testing.T) {
 		{"31kB", 0, "less than 32kB"},
 		{"7d", 0, "not a size"},
 		{"all", 0, "not a size"},
-		{"10", 0, "no unit"},
+		{"10", 0, "such as 10MB"},
+		{"x", 0, "such as 10MB"},
 	}
 	for _, tt := range tests {
 		got, err := parseRate(tt.text)
@@ -39,12 +41,8 @@ func TestParseRate(t *testing.T) {
 }
 
 func TestParseMappings(t *testing.T) {
-	here, err := filepath.Abs("ts")
-	if err != nil {
-		t.Fatal(err)
-	}
-	got, err := parseMappings([]string{"/srv/a=/new/a", `/srv/b\=1/=/new/b\=2`, "/srv/c=ts"})
-	want := map[string]string{"/srv/a": "/new/a", "/srv/b=1": "/new/b=2", "/srv/c": here}
+	got, err := parseMappings([]string{"/srv/a=/new/a", `/srv/b\=1/=/new/b\=2`, "/srv/c=/ts/"})
+	want := map[string]string{"/srv/a": "/new/a", "/srv/b=1": "/new/b=2", "/srv/c": "/ts"}
 	if err != nil || !maps.Equal(got, want) {
 		t.Errorf("got %q, %v; want %q", got, err, want)
 	}
@@ -54,6 +52,7 @@ func TestParseMappings(t *testing.T) {
 		"/srv/a=":           "not OLD=NEW",
 		"/srv/a=/b=/c":      "not OLD=NEW",
 		"srv/a=/new":        "not an absolute path",
+		"/srv/a=new":        `"new" is not an absolute path`,
 		"/srv/x=/1,/srv/x/": "mapped twice",
 	} {
 		list := []string{text}
@@ -164,6 +163,7 @@ func TestDescribeBackup(t *testing.T) {
 	r := &basebackup.Report{
 		Dir: "/srv/my backup", Server: "db1:5432", Version: "17.6", Method: "page LSN", Reason: "it was a backup",
 		StartLSN: 0x2000028, StartTLI: 1, StopLSN: 0x30001A0, StopTLI: 2, Files: 1234, Bytes: 4 << 30, Received: 1 << 20, Written: 2 << 20,
+		Compress: "pgcrypto", Compressed: 3 << 30,
 		Removed: 3, WALFiles: 2, Elapsed: 40 * time.Second, Warnings: []string{"something"},
 		Corrupt: []basebackup.CorruptPage{{Path: "base/5/16384", Block: 7, Detail: "checksum"}}, CorruptAll: 12,
 	}
@@ -171,6 +171,7 @@ func TestDescribeBackup(t *testing.T) {
 copied    1234 files, 4.00 GB, in 40s: 102 MB/s
 received  1.00 MB, 2.00 MB written
 method    page LSN: it was a backup
+compress  pgcrypto, for 75% of it
 removed   3 files that the server does not have
 wal       0/2000028 to 0/30001A0 on timelines 1 to 2, 2 segments
 warning   something
@@ -218,6 +219,8 @@ func TestExplainBackup(t *testing.T) {
 		{"told to stop", &unfinishedError{dir: "main", err: errors.New("context canceled"), stopped: true}, "interrupted", "", `kept in "main"`},
 		{"anything else in the middle", &unfinishedError{dir: "main", err: errors.New("strange")}, "strange", "", `kept in "main"`},
 		{"something with a hint of its own in the middle", &unfinishedError{dir: "main", err: &basebackup.PoolerError{Server: "x"}}, "pooler", "", "the server itself"},
+		{"and it says what is kept", &unfinishedError{dir: "main", err: &basebackup.PoolerError{Server: "x"}}, "pooler", "", `What was copied is kept in "main": the same command goes on from there.`},
+		{"the server shut down in the middle", &unfinishedError{dir: "main", err: &pgconn.PgError{Severity: "FATAL", Code: "57P01", Message: "terminating connection"}}, "", "terminating", `kept in "main"`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -244,7 +247,7 @@ func TestExplainBackupConnect(t *testing.T) {
 	}
 	for _, tt := range tests {
 		_, cause := connectTo(t, &pgproto3.ErrorResponse{Severity: "FATAL", SeverityUnlocalized: "FATAL", Code: "28000", Message: tt.message})
-		got := explain(&basebackup.ConnectError{Server: "db1:5432", Err: cause})
+		got := explain(&basebackup.ConnectError{ConnectError: pgrepl.ConnectError{Server: "db1:5432", Err: cause}})
 		if !strings.Contains(got.hint, tt.hint) || strings.Contains(got.hint, "REPLICATION") {
 			t.Errorf("%s: hint %q, want %q", tt.message, got.hint, tt.hint)
 		}

@@ -47,6 +47,14 @@ func explainCause(err error) explanation {
 	if errors.As(err, &usage) {
 		return explanation{message: err.Error(), hint: usage.hint}
 	}
+	var unfinished *unfinishedError
+	if errors.As(err, &unfinished) && !unfinished.stopped {
+		e := explainCause(unfinished.err)
+		if !strings.Contains(e.hint, "goes on from there") {
+			e.hint = strings.TrimSpace(e.hint + fmt.Sprintf(" What was copied is kept in %q: the same command goes on from there.", unfinished.dir))
+		}
+		return e
+	}
 	if e, ok := explainOwn(err); ok {
 		return e
 	}
@@ -188,7 +196,6 @@ func explainBackup(err error) (explanation, bool) {
 		mismatch   *basebackup.MismatchError
 		recycled   *walsave.RecycledError
 		listing    *manifest.ParseError
-		unfinished *unfinishedError
 		server     *pgconn.PgError
 	)
 	if errors.As(err, &server) {
@@ -239,12 +246,6 @@ func explainBackup(err error) (explanation, bool) {
 			e.message = fmt.Sprintf("%s: %s", e.message, message(file.Err))
 		}
 		e.hint = "What was copied is kept: the same command goes on from there."
-	case errors.As(err, &unfinished):
-		inner := explainCause(unfinished.err)
-		if inner.hint == "" {
-			inner.hint = fmt.Sprintf("What was copied is kept in %q: the same command goes on from there.", unfinished.dir)
-		}
-		return inner, true
 	default:
 		return explanation{}, false
 	}
