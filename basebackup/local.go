@@ -51,7 +51,6 @@ type local struct {
 
 	label     bool                     // there is a backup_label: recovery has not begun from it
 	histories map[wal.TLI]*wal.History // of DIR's own pg_wal
-	links     map[uint32]string        // pg_tblspc: where each tablespace is here
 	leftovers []string                 // temporary files of ours, to be removed
 }
 
@@ -77,7 +76,7 @@ func (e *ForeignError) Error() string {
 	if e.Err != nil {
 		return fmt.Sprintf("directory %q cannot be taken for a data directory: %v", e.Dir, e.Err)
 	}
-	return fmt.Sprintf("directory %q is neither empty nor a data directory: it holds %s", e.Dir, strings.Join(e.Names, ", "))
+	return fmt.Sprintf("directory %q is neither empty nor a data directory: it has no PG_VERSION, and holds %s", e.Dir, strings.Join(e.Names, ", "))
 }
 
 func (e *ForeignError) Unwrap() error { return e.Err }
@@ -162,9 +161,6 @@ func (l *local) inspectCluster(dir string, names []string) error {
 	if err := l.readHistories(filepath.Join(dir, "pg_wal")); err != nil {
 		return err
 	}
-	if err := l.readLinks(filepath.Join(dir, "pg_tblspc")); err != nil {
-		return err
-	}
 	l.kind = localCluster
 	l.why, err = l.readManifest(dir, names)
 	if err == nil && l.why == "" {
@@ -212,7 +208,7 @@ func (l *local) readManifest(dir string, names []string) (why string, err error)
 		return "its backup_manifest does not have pg_control", nil
 	}
 	sum := manifest.CRCBytes(crc32.Checksum(l.controlBytes, journalCRC))
-	if f := m.Files[i]; !strings.EqualFold(f.Algorithm, "CRC32C") {
+	if f := m.Files[i]; !strings.EqualFold(f.Algorithm, manifest.CRC32C) {
 		return "its backup_manifest is not ours: it has no CRC-32C of pg_control", nil
 	} else if f.Size != int64(len(l.controlBytes)) || !bytes.Equal(f.Checksum, sum) {
 		return "its pg_control is not the backup's", nil
@@ -250,27 +246,6 @@ func (l *local) readHistories(dir string) error {
 		if h, err := wal.ParseHistory(tli, string(text)); err == nil {
 			l.histories[tli] = h
 		}
-	}
-	return nil
-}
-
-// readLinks reads where tablespaces are.
-func (l *local) readLinks(dir string) error {
-	l.links = map[uint32]string{}
-	entries, err := os.ReadDir(dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	for _, e := range entries {
-		oid, err := strconv.ParseUint(e.Name(), 10, 32)
-		if err != nil || e.Type()&fs.ModeSymlink == 0 {
-			continue
-		}
-		target, err := os.Readlink(filepath.Join(dir, e.Name()))
-		if err != nil {
-			return err
-		}
-		l.links[uint32(oid)] = target
 	}
 	return nil
 }

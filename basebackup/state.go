@@ -43,12 +43,11 @@ const (
 // A stateInit is what is known when the first attempt begins, and does not
 // change after.
 type stateInit struct {
-	SystemID       uint64            `json:"system_identifier,string"`
-	Major          int               `json:"postgresql"`
-	CatalogVersion uint32            `json:"catalog_version"`
-	ExtentSize     int64             `json:"extent_size"`
-	Base           base              `json:"base"`
-	Tablespaces    map[string]string `json:"tablespaces,omitempty"` // location on the server: location here
+	SystemID       uint64 `json:"system_identifier,string"`
+	Major          int    `json:"postgresql"`
+	CatalogVersion uint32 `json:"catalog_version"`
+	ExtentSize     int64  `json:"extent_size"`
+	Base           base   `json:"base"`
 }
 
 // A base is what DIR was before the first attempt.
