@@ -86,7 +86,7 @@ type Tablespace struct {
 
 // A Finding is one thing that was looked at: OK, in the way of a backup (No), or
 // worth knowing (Note). Fix is what to do, a line each, and SQL where SQL does
-// it: such lines end in a semicolon.
+// it: such lines end in a semicolon, or are comments.
 type Finding struct {
 	Verdict Verdict  `json:"verdict"`
 	What    string   `json:"what"`
@@ -294,9 +294,9 @@ func (x *Examination) judgeRole(f *findings) {
 		if x.Standby {
 			where = ", on the primary"
 		}
-		fix := append([]string{fmt.Sprintf("As a superuser%s, in database %q:", where, x.Database)}, Grants(x.Role, x.Missing)...)
+		fix := append([]string{fmt.Sprintf("-- As a superuser%s, in database %q:", where, x.Database)}, Grants(x.Role, x.Missing)...)
 		if x.Provider != "" {
-			fix = append(fix, fmt.Sprintf("This looks like a managed service (it has role %q): most have nobody who may do that.", x.Provider))
+			fix = append(fix, fmt.Sprintf("-- This looks like a managed service (it has role %q): most have nobody who may do that.", x.Provider))
 		}
 		what := fmt.Sprintf("role %q may not execute %s that a backup needs", x.Role, counted(len(x.Missing), "function"))
 		f.no(what, fix...)
@@ -392,9 +392,6 @@ func (x *Examination) judgeRelay(f *findings) {
 		f.note("max_wal_senders is 0: neither a relay nor a standby can follow this server")
 	case x.Replication || x.Superuser:
 		f.ok("role %q may replicate: rideau relay and a standby can use it too", x.Role)
-	default:
-		f.note(fmt.Sprintf("role %q may not replicate: a backup need not, rideau relay and standbys must", x.Role),
-			"ALTER ROLE "+quoteRole(x.Role)+" REPLICATION;")
 	}
 }
 
