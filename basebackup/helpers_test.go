@@ -221,10 +221,18 @@ func contents(t *testing.T, s *pgtest.Server) string {
 	t.Helper()
 	var b strings.Builder
 	for _, r := range s.Query("SELECT oid::regclass FROM pg_class WHERE relkind = 'r' AND relpersistence = 'p' AND relnamespace = 'public'::regnamespace ORDER BY 1") {
-		row := s.Query(fmt.Sprintf("SELECT count(*), coalesce(sum(hashtextextended(t::text, 0)), 0) FROM %s t", r[0]))[0]
+		row := s.Query(fmt.Sprintf("SELECT count(*), coalesce(sum(hashtextextended(whole_row::text, 0)), 0) FROM %s whole_row", r[0]))[0]
 		fmt.Fprintf(&b, "%s %s %s\n", r[0], row[0], row[1])
 	}
 	return b.String()
+}
+
+// same is that a copy has what the server has.
+func same(t *testing.T, server, copied *pgtest.Server) {
+	t.Helper()
+	if want, got := contents(t, server), contents(t, copied); got != want {
+		t.Errorf("the copy has\n%sand the server\n%s", got, want)
+	}
 }
 
 // mustBeEmpty are directories that a start needs, and that no backup fills.

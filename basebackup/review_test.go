@@ -222,10 +222,7 @@ func TestBalancerInBetween(t *testing.T) {
 		unstartable(t, dir)
 		return
 	}
-	want, got := contents(t, p), contents(t, proven(t, p, dir))
-	if got != want {
-		t.Errorf("the backup has\n%sand the server\n%s", got, want)
-	}
+	same(t, p, proven(t, p, dir))
 }
 
 // A backup of the primary is cut off, goes on from a standby that lags, is cut
@@ -263,9 +260,7 @@ func TestLaggingStandbyBetween(t *testing.T) {
 		t.Errorf("it did not go on: %+v", report)
 	}
 	c := proven(t, p, dir)
-	if want, got := contents(t, p), contents(t, c); got != want {
-		t.Errorf("the backup has\n%sand the server\n%s", got, want)
-	}
+	same(t, p, c)
 }
 
 // olderPages is how many pages of a file's first extent have a lower LSN in the
@@ -349,9 +344,7 @@ func TestStateOfABackupThatWasStarted(t *testing.T) {
 		t.Errorf("resumed %t by %q, because %s", report.Resumed, report.Method, report.Reason)
 	}
 	c = proven(t, s, cfg.Dir)
-	if want, got := contents(t, s), contents(t, c); got != want {
-		t.Errorf("the backup has\n%sand the server\n%s", got, want)
-	}
+	same(t, s, c)
 }
 
 // Yesterday's backup is kept as hard links, which cost nothing: cp -al. Today's
@@ -375,9 +368,7 @@ func TestRefreshBesideHardLinks(t *testing.T) {
 	}
 	verified(t, s, yesterday)
 	c := proven(t, s, cfg.Dir)
-	if want, got := contents(t, s), contents(t, c); got != want {
-		t.Errorf("the backup has\n%sand the server\n%s", got, want)
-	}
+	same(t, s, c)
 }
 
 // Some of what DIR should have is elsewhere, and only links to it are here. A
@@ -433,7 +424,5 @@ func TestRefreshWhereLinksAre(t *testing.T) {
 	}
 	give(t, s, wal)
 	c := proven(t, s, dir)
-	if want, got := contents(t, s), contents(t, c); got != want {
-		t.Errorf("the backup has\n%sand the server\n%s", got, want)
-	}
+	same(t, s, c)
 }

@@ -45,9 +45,7 @@ func streams(t *testing.T, c, s *pgtest.Server) {
 	s.Exec("CREATE TABLE streamed AS SELECT n FROM generate_series(1, 100) n")
 	c.WaitLSN(s.LSN())
 	c.WaitQuery("streaming", "SELECT status FROM pg_stat_wal_receiver")
-	if want, got := contents(t, s), contents(t, c); got != want {
-		t.Errorf("the standby has\n%sand its primary\n%s", got, want)
-	}
+	same(t, s, c)
 }
 
 // A primary died, its standby took over, and the old one was started and
@@ -147,9 +145,7 @@ func TestRefreshStarted(t *testing.T) {
 				t.Errorf("method is %q, because %s", report.Method, report.Reason)
 			}
 			c = proven(t, s, cfg.Dir)
-			if want, got := contents(t, s), contents(t, c); got != want {
-				t.Errorf("the backup has\n%sand the server\n%s", got, want)
-			}
+			same(t, s, c)
 			balanced(t, c)
 			sound(t, c)
 			stopsSound(t, c)
@@ -354,9 +350,7 @@ func TestPromotedMeanwhile(t *testing.T) {
 			cfg.MaxRate = 0
 			report := take(t, cfg)
 			t.Logf("%s: %s", report.Method, report.Reason)
-			if want, got := contents(t, s), contents(t, proven(t, s, cfg.Dir)); got != want {
-				t.Errorf("the backup has\n%sand the server\n%s", got, want)
-			}
+			same(t, s, proven(t, s, cfg.Dir))
 		})
 	}
 }
