@@ -23,8 +23,8 @@
 //
 // # Invariants
 //
-//   - Everything runs in a transaction of the caller's, for a Snapshot in one
-//     that is REPEATABLE READ or SERIALIZABLE; it is refused otherwise.
+//   - A Snapshot needs a transaction that is REPEATABLE READ or SERIALIZABLE; it
+//     is refused otherwise. The rest runs anywhere.
 //   - Nothing is created on the server, no superuser is needed, and the caller's
 //     settings are as before when a function returns without error. Names in
 //     queries are qualified; no search_path can misdirect them.
@@ -51,7 +51,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// A Querier is a pgx.Tx, or a connection with a transaction begun in it.
+// A Querier is a pgx.Tx or a *pgx.Conn.
 type Querier interface {
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
@@ -145,11 +145,16 @@ type Difference struct {
 	Shared []Change
 }
 
+// DescribeSQL is the query by which objects are described: place in the arrays,
+// type, names, args, identity, owner, extension, grantees and md5 of the objects
+// of classes $1 and oids $2. It wants search_path to be pg_catalog, pg_temp.
+func DescribeSQL() string { return describeSQL }
+
 // Describe fills in all fields of objects of which ClassID and OID are known.
 // Those that are not there any more are returned as they came. The objects must
 // not be dropped by others meanwhile: servers before 14 make an error of it.
 func Describe(ctx context.Context, q Querier, objects []Object) ([]Object, error) {
-	described, err := describe(ctx, q, objects)
+	described, err := withPinned(ctx, q, func() ([]Object, error) { return describe(ctx, q, objects) })
 	if err != nil {
 		return nil, fmt.Errorf("could not describe objects of the database: %w", err)
 	}
@@ -159,7 +164,7 @@ func Describe(ctx context.Context, q Querier, objects []Object) ([]Object, error
 // Members returns the members of an extension, in order of class and oid. It is
 // an error if there is no such extension.
 func Members(ctx context.Context, q Querier, extension string) ([]Object, error) {
-	members, err := members(ctx, q, extension)
+	members, err := withPinned(ctx, q, func() ([]Object, error) { return members(ctx, q, extension) })
 	if err != nil {
 		return nil, fmt.Errorf("could not list the members of extension %q: %w", extension, err)
 	}
@@ -167,10 +172,6 @@ func Members(ctx context.Context, q Querier, extension string) ([]Object, error)
 }
 
 func members(ctx context.Context, q Querier, extension string) ([]Object, error) {
-	restore, err := pin(ctx, q)
-	if err != nil {
-		return nil, err
-	}
 	var oid uint32
 	if err := q.QueryRow(ctx, `SELECT oid FROM pg_catalog.pg_extension WHERE extname = $1`, extension).Scan(&oid); err != nil {
 		if errors.Is(err, pgx.ErrNoRows) {
@@ -192,8 +193,5 @@ ORDER BY 1, 2`, oid)
 	if err != nil {
 		return nil, err
 	}
-	if objects, err = describe(ctx, q, objects); err != nil {
-		return nil, err
-	}
-	return objects, restore()
+	return describe(ctx, q, objects)
 }

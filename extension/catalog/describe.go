@@ -26,33 +26,49 @@ var pinned = [][2]string{
 	{"xmlbinary", "base64"},
 }
 
-// pin sets the pinned settings for the transaction; restore sets them back.
-func pin(ctx context.Context, q Querier) (restore func() error, err error) {
+// withPinned calls f with the pinned settings set, for the transaction, or for
+// the session if there is none. They are as before when it returns; after an
+// error in a transaction, when that is rolled back.
+func withPinned[T any](ctx context.Context, q Querier, f func() (T, error)) (result T, err error) {
 	var names, values []string
 	for _, p := range pinned {
 		names, values = append(names, p[0]), append(values, p[1])
 	}
-	old, err := set(ctx, q, names, values)
+	old, err := set(ctx, q, names, values, true)
 	if err != nil {
-		return nil, err
+		return result, err
 	}
-	return func() error {
-		pinnedNow, err := set(ctx, q, names, old)
-		if err == nil && pinnedNow[0] != values[0] {
-			err = errors.New("not in a transaction")
+	var are bool // else it was for the transaction of that one statement
+	if err := q.QueryRow(ctx, `
+SELECT pg_catalog.bool_and(pg_catalog.texteq(pg_catalog.current_setting(s.n), s.v))
+FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.text[]), pg_catalog.unnest($2::pg_catalog.text[])) AS s(n, v)`, names, values).Scan(&are); err != nil {
+		return result, err
+	}
+	if !are {
+		if _, err := set(ctx, q, names, values, false); err != nil {
+			return result, err
 		}
-		return err
-	}, nil
+		defer func() {
+			_, e := set(context.WithoutCancel(ctx), q, names, old, false)
+			err = errors.Join(err, e)
+		}()
+		return f()
+	}
+	if result, err = f(); err != nil {
+		return result, err
+	}
+	_, err = set(ctx, q, names, old, true)
+	return result, err
 }
 
-// set sets settings for the transaction and returns what they were.
-func set(ctx context.Context, q Querier, names, values []string) (old []string, err error) {
+// set sets settings for the transaction or the session, and returns what they were.
+func set(ctx context.Context, q Querier, names, values []string, local bool) (old []string, err error) {
 	rows, err := q.Query(ctx, `
 WITH old AS MATERIALIZED (
 	SELECT s.n, s.v, pg_catalog.current_setting(s.n) AS was
 	FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.text[]), pg_catalog.unnest($2::pg_catalog.text[])) WITH ORDINALITY AS s(n, v, i)
 	ORDER BY s.i)
-SELECT was, pg_catalog.set_config(n, v, true) FROM old`, names, values)
+SELECT was, pg_catalog.set_config(n, v, $3) FROM old`, names, values, local)
 	if err != nil {
 		return nil, err
 	}
@@ -67,10 +83,6 @@ func describe(ctx context.Context, q Querier, objects []Object) (described []Obj
 		return nil, nil
 	}
 	classIDs, oids := addresses(objects)
-	restore, err := pin(ctx, q)
-	if err != nil {
-		return nil, err
-	}
 	rows, err := q.Query(ctx, describeSQL, classIDs, oids)
 	if err != nil {
 		return nil, err
@@ -90,7 +102,7 @@ func describe(ctx context.Context, q Querier, objects []Object) (described []Obj
 	if err != nil {
 		return nil, err
 	}
-	return described, restore()
+	return described, nil
 }
 
 func text(s *string) string {

@@ -319,8 +319,15 @@ func TestRefused(t *testing.T) {
 	if err := tx.Rollback(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := catalog.Members(ctx, conn, "plpgsql"); err == nil || !strings.Contains(err.Error(), "not in a transaction") {
-		t.Errorf("Members without a transaction: %v", err)
+	if members, err := catalog.Members(ctx, conn, "plpgsql"); err != nil || len(members) != 4 {
+		t.Errorf("Members without a transaction: %v, %v", members, err)
+	}
+	if _, err := catalog.Members(ctx, conn, "nothing"); err == nil {
+		t.Error("Members of nothing without a transaction")
+	}
+	var path string
+	if err := conn.QueryRow(ctx, `SHOW search_path`).Scan(&path); err != nil || path != `"$user", public` {
+		t.Errorf("search_path is %s afterwards (%v)", path, err)
 	}
 	if _, err := catalog.Lookup(ctx, begin(t, conn), []catalog.Object{{Type: "unheard of"}}); err == nil {
 		t.Error("Lookup of a type that does not exist")

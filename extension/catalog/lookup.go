@@ -32,7 +32,7 @@ var typeClass = map[string]uint32{
 // more have ClassID and OID 0 and are else as they came. A type that is not
 // known is an error.
 func Lookup(ctx context.Context, q Querier, wanted []Object) ([]Object, error) {
-	found, err := lookup(ctx, q, wanted)
+	found, err := withPinned(ctx, q, func() ([]Object, error) { return lookup(ctx, q, wanted) })
 	if err != nil {
 		return nil, fmt.Errorf("could not look up objects in the database: %w", err)
 	}
@@ -44,10 +44,6 @@ func lookup(ctx context.Context, q Querier, wanted []Object) ([]Object, error) {
 		return nil, nil
 	}
 	version, err := major(ctx, q)
-	if err != nil {
-		return nil, err
-	}
-	restore, err := pin(ctx, q)
 	if err != nil {
 		return nil, err
 	}
@@ -110,7 +106,7 @@ func lookup(ctx context.Context, q Querier, wanted []Object) ([]Object, error) {
 	for i, o := range found {
 		result[at[i]] = o
 	}
-	return result, restore()
+	return result, nil
 }
 
 // identify is describe without the definition.

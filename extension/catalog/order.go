@@ -18,7 +18,7 @@ import (
 // refuse. Others' work is seen as far as the transaction's isolation allows, so
 // READ COMMITTED is better here.
 func DropOrder(ctx context.Context, q Querier, objects []Object) ([]Object, error) {
-	order, err := dropOrder(ctx, q, objects)
+	order, err := withPinned(ctx, q, func() ([]Object, error) { return dropOrder(ctx, q, objects) })
 	if err != nil {
 		return nil, fmt.Errorf("could not find the order in which objects can be dropped: %w", err)
 	}
@@ -26,10 +26,6 @@ func DropOrder(ctx context.Context, q Querier, objects []Object) ([]Object, erro
 }
 
 func dropOrder(ctx context.Context, q Querier, objects []Object) ([]Object, error) {
-	restore, err := pin(ctx, q)
-	if err != nil {
-		return nil, err
-	}
 	byAddress := map[address]Object{}
 	var roots []address
 	for _, o := range objects {
@@ -69,7 +65,7 @@ func dropOrder(ctx context.Context, q Querier, objects []Object) ([]Object, erro
 		o.Cascade = s.cascade
 		order = append(order, o)
 	}
-	return order, restore()
+	return order, nil
 }
 
 // A dependency is a row of pg_depend: from depends on to.

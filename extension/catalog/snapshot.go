@@ -40,18 +40,14 @@ type rowID struct {
 // Capture remembers which objects there are. It gives the transaction an id, so
 // it cannot run on a standby. All of the session's work until Difference counts.
 func Capture(ctx context.Context, q Querier) (*Snapshot, error) {
-	s, err := capture(ctx, q)
+	s, err := withPinned(ctx, q, func() (*Snapshot, error) { return capture(ctx, q) })
 	if err != nil {
 		return nil, fmt.Errorf("could not capture which objects the database has: %w", err)
 	}
 	return s, nil
 }
 
-func capture(ctx context.Context, q Querier) (*Snapshot, error) {
-	restore, err := pin(ctx, q)
-	if err != nil {
-		return nil, err
-	}
+func capture(ctx context.Context, q Querier) (_ *Snapshot, err error) {
 	// The id must be there before age() is first asked: within a transaction it
 	// keeps counting from where it began.
 	var isolation string
@@ -95,7 +91,7 @@ func capture(ctx context.Context, q Querier) (*Snapshot, error) {
 	}); err != nil {
 		return nil, err
 	}
-	return s, restore()
+	return s, nil
 }
 
 func eachOID(ctx context.Context, q Querier, major int, f func(class int, oid uint32)) error {
@@ -144,18 +140,14 @@ func compareAddress(a, b address) int {
 // Difference says what the transaction did since Capture. It may be asked more
 // than once.
 func (s *Snapshot) Difference(ctx context.Context, q Querier) (*Difference, error) {
-	d, err := s.difference(ctx, q)
+	d, err := withPinned(ctx, q, func() (*Difference, error) { return s.difference(ctx, q) })
 	if err != nil {
 		return nil, fmt.Errorf("could not find out what changed in the database: %w", err)
 	}
 	return d, nil
 }
 
-func (s *Snapshot) difference(ctx context.Context, q Querier) (*Difference, error) {
-	restore, err := pin(ctx, q)
-	if err != nil {
-		return nil, err
-	}
+func (s *Snapshot) difference(ctx context.Context, q Querier) (_ *Difference, err error) {
 
 	// Created and dropped: the oids tell.
 	var created []address
@@ -246,7 +238,7 @@ func (s *Snapshot) difference(ctx context.Context, q Querier) (*Difference, erro
 			d.Changed = append(d.Changed, c)
 		}
 	}
-	return d, restore()
+	return d, nil
 }
 
 // findFlags finds the tables and views of which only flags have changed.
