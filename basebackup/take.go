@@ -166,12 +166,21 @@ func (b *backup) run(ctx context.Context) (err error) {
 	}
 
 	b.phase(Checkpoint, "")
+	// Those that copy connect meanwhile; but not for a checkpoint that may take so
+	// long that something on the way forgets them.
+	early := b.cfg.Checkpoint == "fast"
+	if early {
+		b.dialer.prepare(ctx, b.cfg.Jobs)
+		defer b.dialer.discard()
+	}
 	var spaces []tablespace
 	if b.start, spaces, err = b.control.start(ctx, b.facts, b.cfg.Label, b.cfg.Checkpoint == "fast"); err != nil {
 		return err
 	}
-	b.dialer.prepare(ctx, b.cfg.Jobs)
-	defer b.dialer.discard()
+	if !early {
+		b.dialer.prepare(ctx, b.cfg.Jobs)
+		defer b.dialer.discard()
+	}
 	if err := b.lookAgain(ctx, spaces); err != nil {
 		return err
 	}
