@@ -20,12 +20,16 @@ type Unsolvable struct {
 // Error returns the last line of the explanation: in most cases all of it.
 func (u *Unsolvable) Error() string {
 	text := u.Explain()
-	return strings.TrimSuffix(text[strings.LastIndexByte(text, '\n')+1:], ".")
+	text = text[strings.LastIndexByte(text, '\n')+1:]
+	return strings.TrimSuffix(strings.TrimPrefix(text, besides), ".")
 }
 
 // Hint returns a sentence on what would help, each way having been tried; "" if
 // nothing simple does.
 func (u *Unsolvable) Hint() string { return u.hint }
+
+// besides begins a sentence that uses the one before it.
+const besides = "Besides, "
 
 // maxLine is the number of facts that a sentence may have.
 const maxLine = 3
@@ -199,10 +203,14 @@ func (e *explainer) facts(nodes []*incompat) string {
 	}
 	slices.SortFunc(facts, func(a, b *incompat) int { return a.id - b.id })
 	var text []string
-	for _, inc := range facts {
+	for n, inc := range facts {
+		if n == maxLines {
+			text = append(text, fmt.Sprintf("- and %d more;", len(facts)-n))
+			break
+		}
 		text = append(text, "- "+e.fact(inc)+";")
 	}
-	return "These cannot all hold:\n" + strings.Join(text, "\n") + "\nthere are too many combinations to show that none works: " + e.conclusion(facts, &incompat{}) + "."
+	return "These cannot all hold:\n" + strings.Join(text, "\n") + "\nno combination of them works: " + e.conclusion(facts, &incompat{}) + "."
 }
 
 // line is the sentence that says why inc is so.
@@ -231,7 +239,7 @@ func (e *explainer) capital(said string, previous *incompat, parts []*incompat) 
 		if said == "" {
 			return "So"
 		}
-		return "Besides, " + said
+		return besides + said
 	}
 	return said
 }
@@ -611,27 +619,28 @@ func (e *explainer) impossible(facts []*incompat) string {
 	return "what is installed does not fit together"
 }
 
-// maxTrials is how many ways out are tried for a hint, and trialLimit how much
-// each may learn.
-const (
-	maxTrials  = 16
-	trialLimit = 2000
-)
+// maxTrials is how many ways out are tried for a hint, and trialEffort what all
+// of them may spend: a hint is not worth a wait.
+const maxTrials = 16
+
+var trialEffort = effort{learned: 5_000, steps: 200_000}
 
 // hint finds what would help: changes of the problem, one at a time, that make
 // it solvable.
 func (s *solver) hint(u *Unsolvable) (string, error) {
 	var ways []string
-	trials := 0
+	trials, left := 0, trialEffort
 	try := func(way string, change func(p *Problem)) (bool, error) {
-		if trials++; trials > maxTrials || slices.Contains(ways, way) {
+		if trials++; trials > maxTrials || left.learned <= 0 || left.steps <= 0 || slices.Contains(ways, way) {
 			return false, nil
 		}
 		p := *s.problem
 		p.Remove = slices.Clone(p.Remove)
 		p.Requests = slices.Clone(p.Requests)
 		change(&p)
-		_, err := solve(s.ctx, &p, trialLimit)
+		trial, err := solve(s.ctx, &p, left)
+		left.learned -= trial.learned
+		left.steps -= trial.steps
 		var still *Unsolvable
 		switch {
 		case err == nil:

@@ -40,7 +40,7 @@ func TestPigeons(t *testing.T) {
 // What is too hard ends with an error, after a time and with memory that are
 // bounded.
 func TestTooHard(t *testing.T) {
-	_, err := solve(t.Context(), pigeons(12), 2000)
+	_, err := solve(t.Context(), pigeons(12), effort{learned: 2000})
 	if !errors.Is(err, ErrTooHard) {
 		t.Errorf("got %v, want %v", err, ErrTooHard)
 	}
@@ -94,10 +94,11 @@ func TestLongChain(t *testing.T) {
 	}
 }
 
-// squeeze has n extensions with m versions each of which wants its neighbour to
-// be of the same version or one less, and a last one that only fits 0.
+// TestSqueeze has n extensions with m versions each of which wants its neighbour to
+// be of the same version or later, and a last one that works as 0 only: each
+// newer version has to be found not to work.
 func TestSqueeze(t *testing.T) {
-	const n, m = 30, 30
+	const n, m = 10, 150 // more versions than a word has bits
 	source := newShelf()
 	for i := range n {
 		for v := range m {
@@ -147,6 +148,101 @@ func world(seed uint64) *shelf {
 		}
 	}
 	return source
+}
+
+// TestWorld asks for several of 10,000 extensions at a time. What is chosen is
+// valid, and the Source is asked for no more than what is in reach.
+func TestWorld(t *testing.T) {
+	source := world(2)
+	found, refused := 0, 0
+	for i := range 40 {
+		p := &Problem{
+			Source:    source,
+			Installed: map[string]Candidate{Postgres: {Version: "13.23"}},
+			Held:      map[string]string{Postgres: "the server"},
+		}
+		for n := range 1 + i%4 {
+			r := depend.Relation{Name: fmt.Sprintf("ext%d", 9999-17*i-n)}
+			if v := i % 10; n == 0 {
+				r.Range = depend.Range{{Op: depend.Equal, Version: fmt.Sprintf("%d.%d", v/3, v%3)}}
+			}
+			p.Requests = append(p.Requests, Request{Relation: r})
+		}
+		source.asked = 0
+		choices, err := Resolve(t.Context(), p)
+		if source.asked > 2000 {
+			t.Errorf("the Source was asked for %d names", source.asked)
+		}
+		var u *Unsolvable
+		if errors.As(err, &u) {
+			refused++
+			checkDerivation(t, u)
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		found++
+		w := possible{}
+		for _, c := range choices {
+			w[c.Name] = c.Candidate
+		}
+		if why := wrong(p, w); why != "" {
+			t.Errorf("what was chosen for %v is not valid: %s", p.Requests, why)
+		}
+	}
+	if found == 0 || refused == 0 {
+		t.Errorf("%d were found and %d refused: the world is too easy or too hard", found, refused)
+	}
+}
+
+// Random clauses of three, as many as are hardest: extensions are variables, two
+// versions are true and false, and a last one depends on all clauses.
+func TestClauses(t *testing.T) {
+	const variables, clauses = 40, 170
+	found, refused := 0, 0
+	for seed := range uint64(30) {
+		r := rand.New(rand.NewPCG(seed, 0))
+		source := newShelf()
+		all := Candidate{Version: "1"}
+		for range clauses {
+			var a depend.Alternatives
+			for range 3 {
+				a = append(a, depend.Relation{
+					Name:  fmt.Sprintf("x%d", r.IntN(variables)),
+					Range: depend.Range{{Op: depend.Equal, Version: fmt.Sprint(r.IntN(2))}},
+				})
+			}
+			all.Depends = append(all.Depends, a)
+		}
+		source.add("all", all)
+		for i := range variables {
+			source.add(fmt.Sprintf("x%d", i), Candidate{Version: "0"})
+			source.add(fmt.Sprintf("x%d", i), Candidate{Version: "1"})
+		}
+		p := &Problem{Source: source, Requests: []Request{{Relation: depend.Relation{Name: "all"}}}}
+		choices, err := Resolve(t.Context(), p)
+		var u *Unsolvable
+		switch {
+		case err == nil:
+			found++
+			w := possible{}
+			for _, c := range choices {
+				w[c.Name] = c.Candidate
+			}
+			if why := wrong(p, w); why != "" {
+				t.Errorf("seed %d: not valid: %s", seed, why)
+			}
+		case errors.As(err, &u):
+			refused++
+			checkDerivation(t, u)
+		default:
+			t.Errorf("seed %d: %v", seed, err)
+		}
+	}
+	if found == 0 || refused == 0 {
+		t.Errorf("%d could be met and %d not: too easy or too hard", found, refused)
+	}
 }
 
 func benchmark(b *testing.B, names ...string) {

@@ -319,8 +319,8 @@ func (s *solver) add(inc *incompat) {
 	for _, t := range inc.terms {
 		p := s.pkgs[t.pkg]
 		p.incompats = append(p.incompats, inc)
-		s.enqueue(t.pkg)
 	}
+	s.fresh = append(s.fresh, inc)
 	if len(inc.terms) == 0 && s.impossible == nil {
 		s.impossible = inc
 	}

@@ -246,7 +246,13 @@ func wrong(p *Problem, w possible) string {
 // some are valid, they are valid, in order and preferred, and where there are
 // none the explanation is a proof.
 func TestAgainstBruteForce(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) { checkProblem(t, problems.Draw(t, "problem")) })
+	rounds := 10 // of a hundred, or what -rapid.checks says
+	if testing.Short() {
+		rounds = 1
+	}
+	for range rounds {
+		rapid.Check(t, func(t *rapid.T) { checkProblem(t, problems.Draw(t, "problem")) })
+	}
 }
 
 func FuzzResolve(f *testing.F) {
@@ -278,7 +284,7 @@ func checkProblem(t *rapid.T, p *Problem) {
 		checkWords(t, u)
 		return
 	case errors.As(err, &circle):
-		s, err := solve(t.Context(), p, maxLearned)
+		s, err := solve(t.Context(), p, allEffort)
 		if err != nil {
 			t.Fatalf("%v", err)
 		}
@@ -318,11 +324,31 @@ func checkProblem(t *rapid.T, p *Problem) {
 		}
 	}
 
-	// Keep what is installed if that is possible, unless it was to be upgraded.
+	checkPreference(t, p, w, valid)
+}
+
+// checkPreference checks that what was to be upgraded has the newest version
+// that there is a way to; else that what is installed is kept if that is
+// possible, and then that what was asked for has the newest version.
+func checkPreference(t *rapid.T, p *Problem, w possible, valid []possible) {
+	var newest []string
 	for _, r := range p.Requests {
-		if r.Newest {
-			return
+		if r.Newest && !slices.Contains(newest, r.Relation.Name) {
+			newest = append(newest, r.Relation.Name)
 		}
+	}
+	best := func(name string, among func(possible) bool) {
+		for _, v := range valid {
+			if c, ok := v[name]; ok && among(v) && depend.Compare(c.Version, w[name].Version) > 0 {
+				t.Fatalf("%s %s would be possible: %v, and %v was chosen", name, c.Version, v, w)
+			}
+		}
+	}
+	if len(newest) == 1 && w[newest[0]].Version != "" {
+		best(newest[0], func(possible) bool { return true })
+	}
+	if len(newest) > 0 {
+		return
 	}
 	kept := func(w possible) bool {
 		for name, c := range p.Installed {
@@ -332,8 +358,17 @@ func checkProblem(t *rapid.T, p *Problem) {
 		}
 		return true
 	}
-	if slices.ContainsFunc(valid, kept) && !kept(w) {
-		t.Fatalf("all that is installed could be kept, and was not: %v", choices)
+	if !slices.ContainsFunc(valid, kept) {
+		return
+	}
+	if !kept(w) {
+		t.Fatalf("all that is installed could be kept, and was not: %v", w)
+	}
+	if len(p.Requests) == 1 {
+		name := p.Requests[0].Relation.Name
+		if list, _ := p.Source.Candidates(name); len(list) > 0 && p.Installed[name].Version == "" && w[name].Version != "" {
+			best(name, kept)
+		}
 	}
 }
 

@@ -150,7 +150,16 @@ type Choice struct {
 func Resolve(ctx context.Context, p *Problem) ([]Choice, error) {
 	once := *p
 	once.Source = &memory{Source: p.Source, candidates: map[string][]Candidate{}, providers: map[string][]string{}}
-	s, err := solve(ctx, &once, maxLearned)
+	orders := map[string]*depend.Order{}
+	once.Order = func(name string) *depend.Order {
+		o, ok := orders[name]
+		if !ok {
+			o = p.order(name)
+			orders[name] = o
+		}
+		return o
+	}
+	s, err := solve(ctx, &once, allEffort)
 	var u *Unsolvable
 	if errors.As(err, &u) {
 		if u.hint, err = s.hint(u); err != nil {

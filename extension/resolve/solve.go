@@ -9,9 +9,15 @@ import (
 	"rideau/extension/depend"
 )
 
-// maxLearned is how many incompatibilities Resolve derives before it gives up.
-// A guess: far more than real extensions ever need, and some hundred megabytes.
-const maxLearned = 300_000
+// effort is what a solver may spend before it gives up.
+type effort struct {
+	learned int // incompatibilities to derive; they are kept, so this bounds memory
+	steps   int // of propagation, decision and resolution; 0: any number
+}
+
+// allEffort is that of Resolve. A guess: far more than real extensions ever
+// need, and some hundred megabytes.
+var allEffort = effort{learned: 300_000}
 
 // A solver is one run of the algorithm.
 type solver struct {
@@ -25,14 +31,15 @@ type solver struct {
 
 	trail   []assignment
 	level   int
-	changed []int // extensions whose incompatibilities are to be looked at
+	changed []int       // extensions whose incompatibilities are to be looked at
+	fresh   []*incompat // to be looked at themselves
 	waiting waiting
 	open    []*incompat // that have several needs
 	cursor  int         // those of open before it are decided
 
 	made       int
 	learned    int
-	limit      int
+	effort     effort
 	steps      int
 	impossible *incompat // one without terms
 }
@@ -47,9 +54,9 @@ type assignment struct {
 }
 
 // solve runs the algorithm. It returns the solver with the error as well.
-func solve(ctx context.Context, p *Problem, limit int) (*solver, error) {
+func solve(ctx context.Context, p *Problem, effort effort) (*solver, error) {
 	s := &solver{
-		ctx: ctx, problem: p, limit: limit,
+		ctx: ctx, problem: p, effort: effort,
 		index: map[string]int{}, meetings: map[string][]term{}, installedProviders: map[string][]string{},
 	}
 	s.waiting.s = s
@@ -132,9 +139,13 @@ func (s *solver) enqueue(i int) {
 	}
 }
 
-// tick lets the context be heard now and then.
+// tick counts a step, and lets the context be heard now and then.
 func (s *solver) tick() error {
-	if s.steps++; s.steps%256 == 0 {
+	s.steps++
+	if s.effort.steps > 0 && s.steps > s.effort.steps {
+		return ErrTooHard
+	}
+	if s.steps%256 == 0 {
 		return context.Cause(s.ctx)
 	}
 	return nil
@@ -145,32 +156,52 @@ func (s *solver) propagate() error {
 	if s.impossible != nil {
 		return &Unsolvable{solver: s, root: s.impossible}
 	}
-	for len(s.changed) > 0 {
+	for {
 		if err := s.tick(); err != nil {
 			return err
+		}
+		if n := len(s.fresh); n > 0 {
+			inc := s.fresh[n-1]
+			s.fresh = s.fresh[:n-1]
+			if _, err := s.apply(inc); err != nil {
+				return err
+			}
+			continue
+		}
+		if len(s.changed) == 0 {
+			return nil
 		}
 		i := s.changed[len(s.changed)-1]
 		s.changed = s.changed[:len(s.changed)-1]
 		s.pkgs[i].queued = false
 		// What was learned last comes first: it says most.
 		for _, inc := range slices.Backward(s.pkgs[i].incompats) {
-			last, ok := s.unit(inc)
-			if !ok {
-				continue
+			conflict, err := s.apply(inc)
+			if err != nil {
+				return err
 			}
-			if last < 0 {
-				if err := s.conflict(inc); err != nil {
-					return err
-				}
+			if conflict {
+				s.enqueue(i) // the rest may still matter
 				break
 			}
-			t := inc.terms[last]
-			p := s.pkgs[t.pkg]
-			s.assign(t.pkg, p.now.minus(t.values), inc)
-			s.enqueue(t.pkg)
 		}
 	}
-	return nil
+}
+
+// apply draws the conclusion from inc, if there is one. It reports whether that
+// was a conflict, which has been resolved then.
+func (s *solver) apply(inc *incompat) (conflict bool, err error) {
+	last, ok := s.unit(inc)
+	if !ok {
+		return false, nil
+	}
+	if last < 0 {
+		return true, s.conflict(inc)
+	}
+	t := inc.terms[last]
+	s.assign(t.pkg, s.pkgs[t.pkg].now.minus(t.values), inc)
+	s.enqueue(t.pkg)
+	return false, nil
 }
 
 // unit reports whether all terms of inc hold but for at most one, which may or
@@ -274,13 +305,12 @@ func (s *solver) conflict(inc *incompat) error {
 			s.backtrack(previous)
 			if inc != first {
 				s.add(inc)
-			}
-			for _, t := range inc.terms {
-				s.enqueue(t.pkg)
+			} else {
+				s.fresh = append(s.fresh, inc)
 			}
 			return nil
 		}
-		if s.learned++; s.learned > s.limit {
+		if s.learned++; s.learned > s.effort.learned {
 			return ErrTooHard
 		}
 		terms := append(slices.Clone(inc.terms), satisfier.cause.terms...)
@@ -371,7 +401,6 @@ func (s *solver) try(i int, values set) error {
 		return err
 	}
 	if news {
-		s.enqueue(i)
 		return nil // and decide with the conclusions from it
 	}
 	s.level++
