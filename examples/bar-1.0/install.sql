@@ -1,0 +1,4 @@
+CREATE FUNCTION @extschema@.bar_add(a integer, b integer) RETURNS bigint
+    LANGUAGE sql IMMUTABLE STRICT
+    SET search_path = pg_catalog, pg_temp
+AS 'SELECT a::bigint + b';

@@ -1,0 +1,4 @@
+CREATE FUNCTION @extschema@.bar_sum(VARIADIC numbers integer[]) RETURNS bigint
+    LANGUAGE sql IMMUTABLE STRICT
+    SET search_path = pg_catalog, pg_temp
+AS 'SELECT coalesce(sum(n), 0) FROM unnest(numbers) n';
