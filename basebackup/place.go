@@ -41,8 +41,6 @@ func places(spaces []tablespace, mapping, links map[string]string) ([]place, err
 		local, mapped := mapping[path.Clean(t.location)]
 		delete(unused, path.Clean(t.location))
 		switch {
-		case mapped && !filepath.IsAbs(local):
-			return nil, &TablespaceError{t.oid, t.location, local, "the path is not absolute"}
 		case mapped:
 			p.local = filepath.Clean(local)
 		case p.link != "":

@@ -579,7 +579,7 @@ func TestRefusedUntouched(t *testing.T) {
 			{nil, new(*basebackup.LiveError), where}, // it would be where the server has it
 			{map[string]string{where: where}, new(*basebackup.LiveError), where},
 			{map[string]string{where: taken}, new(*basebackup.TablespaceError), taken},
-			{map[string]string{where: "relative"}, new(*basebackup.TablespaceError), where},
+			{map[string]string{where: "relative"}, new(*basebackup.ConfigError), where},
 			{map[string]string{where: taken, "/nowhere": "/else"}, new(*basebackup.MappingError), taken},
 		} {
 			before := fingerprint(t, test.dir)

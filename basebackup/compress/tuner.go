@@ -55,7 +55,7 @@ const (
 	trials = 3
 
 	// decisive is by how much one way must win to need no more trials.
-	decisive = 2
+	decisive = 1.5
 
 	// sparing is how many trials are compressed for each that is not: on a slow
 	// line that one holds up all others.
