@@ -1,0 +1,240 @@
+package extension
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"rideau/extension/catalog"
+	"rideau/extension/pack"
+	"rideau/extension/script"
+)
+
+// An AdoptError says that what is in the database is not what the package would
+// have made.
+type AdoptError struct {
+	Name, Version string
+	Missing       []string
+}
+
+func (e *AdoptError) Error() string {
+	return fmt.Sprintf("cannot adopt %s %s: not in the database: %s", e.Name, e.Version, strings.Join(e.Missing, ", "))
+}
+
+// PlanAdopt plans to take charge of something that is in the database already:
+// objects that a script of the package made when it was executed by hand, or an
+// extension that CREATE EXTENSION made, about which the package knows more than
+// the server (versioned depends and conflicts). Nothing but the ledger is
+// changed by it.
+func (s *Session) PlanAdopt(ctx context.Context, w Wish) (*Plan, error) {
+	o := s.primary.o
+	k := s.known(ctx, Request{})
+	n, err := k.about(w.Name)
+	if err != nil {
+		return nil, err
+	}
+	in, installed := o.Find(w.Name)
+	if installed && in.Entry != nil {
+		return nil, fmt.Errorf("%s %s is already recorded in database %q, as %s", in.Name, in.Version, o.Database, in.Mode)
+	}
+	var chosen *release
+	for _, v := range n.order.Sorted() {
+		r := n.offers[v].release
+		if r == nil || !w.Range.Allows(v, n.order) || installed && v != in.Version {
+			continue
+		}
+		chosen = r
+	}
+	if chosen == nil {
+		return nil, fmt.Errorf("no registry has a package of %s that could be adopted", w.Name)
+	}
+	pkg, err := chosen.shelf.Fetch(ctx, w.Name, chosen.Version)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", chosen.shelf.Name(), err)
+	}
+	digest, err := digestOf(pkg)
+	if err != nil {
+		return nil, err
+	}
+	step := Step{
+		Action: Adopt, Name: w.Name, To: chosen.called(), Mode: Module, Shelf: chosen.shelf.Name(), Signed: chosen.signed(),
+		SHA256: digest, Schema: w.Schema, pkg: pkg, SQL: []string{fmt.Sprintf("-- %s is recorded in schema \"extension\"; it is not changed", w.Name)},
+	}
+	switch {
+	case installed:
+		step.Mode, step.Schema, step.in = Native, in.Schema, in
+	case step.Schema == "":
+		step.Schema = pkg.Control.Schema
+		if step.Schema == "" {
+			step.Schema = "public"
+		}
+	}
+	if _, ok := o.Schemas[step.Schema]; !ok {
+		return nil, fmt.Errorf("schema %q is not in database %q; say where %s is", step.Schema, o.Database, w.Name)
+	}
+	if !installed && pkg.Objects == nil {
+		// The same SQL as an installation, to see what it makes.
+		learn := step
+		learn.Action, learn.SQL = Install, nil
+		if err := learn.writeSQL(o, offer{name: w.Name, version: step.To, release: chosen}, map[string]string{w.Name: step.Schema}, s.cfg.enforced); err != nil {
+			return nil, err
+		}
+	}
+	return &Plan{
+		Request: Request{Install: []Wish{w}}, Node: o.Node, Database: o.Database, Role: o.Role.Name, Version: o.VersionText,
+		Fingerprint: o.Fingerprint(), Steps: []Step{step},
+	}, nil
+}
+
+// adopt finds in the database what the package would have made, and records it.
+func (r *runner) adopt(ctx context.Context, s *Step, done *StepReport) error {
+	if s.Mode == Native {
+		members, err := catalog.Members(ctx, r.tx, s.Name)
+		if err != nil {
+			return err
+		}
+		done.Objects = len(members)
+		return r.record(ctx, s, nil)
+	}
+	wanted := s.pkg.Objects
+	if wanted == nil {
+		var err error
+		if wanted, err = r.learn(ctx, s); err != nil {
+			return fmt.Errorf("could not find out what %s %s is made of (a package with objects.json says so): %w", s.Name, s.To, err)
+		}
+	}
+	identities := make([]catalog.Object, len(wanted))
+	for i, o := range wanted {
+		identities[i] = absolute(o, s.Schema)
+	}
+	found, err := catalog.Lookup(ctx, r.tx, identities)
+	if err != nil {
+		return err
+	}
+	missing := &AdoptError{Name: s.Name, Version: s.To}
+	for i, o := range found {
+		switch {
+		case o.OID == 0:
+			missing.Missing = append(missing.Missing, objectText(pack.Object{Type: identities[i].Type, Names: identities[i].Names, Args: identities[i].Args}))
+		case o.Extension != "":
+			return fmt.Errorf("cannot adopt %s: %s is a member of extension %q", s.Name, o, o.Extension)
+		}
+	}
+	if len(missing.Missing) > 0 {
+		return missing
+	}
+	done.Objects = len(found)
+	return r.record(ctx, s, found)
+}
+
+// absolute is the opposite of relative.
+func absolute(o pack.Object, schema string) catalog.Object {
+	swap := func(names []string) []string {
+		swapped := slices.Clone(names)
+		for i, n := range swapped {
+			if n == targetSchemaName {
+				swapped[i] = schema
+			} else if rest, ok := strings.CutPrefix(n, targetSchemaName+"."); ok {
+				swapped[i] = quoteIfNeeded(schema) + "." + rest
+			}
+		}
+		return swapped
+	}
+	return catalog.Object{Type: o.Type, Names: swap(o.Names), Args: swap(o.Args)}
+}
+
+var errRollback = errors.New("rolled back on purpose")
+
+// learn executes the script in a schema of its own, sees what it makes, and
+// undoes it.
+func (r *runner) learn(ctx context.Context, s *Step) ([]pack.Object, error) {
+	var objects []pack.Object
+	err := pgx.BeginFunc(ctx, r.tx, func(inner pgx.Tx) error {
+		trial := *s
+		trial.Action, trial.Schema, trial.MakeSchema = Install, "rideau_adopt_"+s.Name, true
+		trial.scripts, trial.SQL = nil, nil
+		if len(trial.Schema) > 63 {
+			trial.Schema = strings.ToValidUTF8(trial.Schema[:63], "")
+		}
+		schemas := map[string]string{s.Name: trial.Schema}
+		for _, in := range r.s.primary.o.Installed {
+			schemas[in.Name] = in.Schema
+		}
+		if err := trial.writeSQL(r.s.primary.o, offer{name: s.Name, version: s.To}, schemas, r.s.cfg.enforced); err != nil {
+			return err
+		}
+		at, err := catalog.Capture(ctx, inner)
+		if err != nil {
+			return err
+		}
+		if err := r.exec(ctx, s, "CREATE SCHEMA "+quoteIdent(trial.Schema)); err != nil {
+			return err
+		}
+		for _, sc := range trial.scripts {
+			if _, err := r.run(ctx, &trial, sc); err != nil {
+				return err
+			}
+		}
+		diff, err := at.Difference(ctx, inner)
+		if err != nil {
+			return err
+		}
+		objects = manifest(diff.Created, trial.Schema)
+		return errRollback
+	})
+	if !errors.Is(err, errRollback) {
+		return nil, err
+	}
+	return objects, nil
+}
+
+// manifest names objects for objects.json.
+func manifest(created []catalog.Object, schema string) []pack.Object {
+	objects := []pack.Object{}
+	for _, o := range created {
+		if o.Type == "schema" && len(o.Names) == 1 && o.Names[0] == schema {
+			continue
+		}
+		objects = append(objects, relative(o, schema))
+	}
+	return objects
+}
+
+// Manifest installs a package in a transaction that is rolled back, and returns
+// what it made: the objects.json of `rideau extension pack`.
+func (s *Session) Manifest(ctx context.Context, pkg *pack.Package) (_ []pack.Object, err error) {
+	tx, err := s.primary.conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, tx.Rollback(context.WithoutCancel(ctx))) }()
+	r := &runner{s: s, tx: tx, role: s.primary.o.Role.Name}
+	step := &Step{Action: Install, Name: pkg.Control.Name, To: sqlVersion(pkg.Control), Mode: Module, pkg: pkg}
+	objects, err := r.learn(ctx, step)
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w", step.Name, step.To, err)
+	}
+	return objects, nil
+}
+
+// Check reads a package's scripts as an installation would, without a server:
+// that they can be cut into statements, and control no transaction. It returns
+// what a person should look at.
+func Check(pkg *pack.Package) ([]script.Finding, error) {
+	var findings []script.Finding
+	for _, sc := range pkg.Scripts {
+		statements, err := script.Split(sc.File, sc.SQL)
+		if err != nil {
+			return nil, err
+		}
+		if err := script.CheckTransaction(statements); err != nil {
+			return nil, err
+		}
+		findings = append(findings, script.Lint(statements)...)
+	}
+	return findings, nil
+}

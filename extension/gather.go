@@ -1,0 +1,315 @@
+package extension
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"rideau/extension/depend"
+	"rideau/extension/pack"
+	"rideau/extension/resolve"
+)
+
+// Plan says what would have to be done to have what is requested, and changes
+// nothing. That it cannot be had is an error that explains itself, of package
+// resolve.
+func (s *Session) Plan(ctx context.Context, req Request) (*Plan, error) {
+	k := s.known(ctx, req)
+	remove, err := s.removals(k, req)
+	if err != nil {
+		return nil, err
+	}
+	choices, err := s.resolve(ctx, k, req, remove)
+	if err != nil {
+		return nil, err
+	}
+	sel := selection{
+		choices: choices, offers: map[string]offer{}, modes: map[string]modeChoice{},
+		packages: map[string]*pack.Package{}, digests: map[string]string{}, enforced: s.cfg.enforced,
+	}
+	for _, c := range choices {
+		if c.Name == postgresql || c.Was == c.Version || c.Version == "" {
+			continue
+		}
+		n := k.names[c.Name]
+		sel.offers[c.Name], sel.modes[c.Name] = n.offers[c.Version], n.modes[c.Version]
+		if err := s.fetch(ctx, &sel, c, req); err != nil {
+			return nil, err
+		}
+	}
+	if sel.settings, err = s.settingInfos(ctx, sel.packages); err != nil {
+		return nil, err
+	}
+	if sel.preload, err = s.primary.nextPreload(ctx); err != nil {
+		return nil, err
+	}
+	p, err := decide(s.primary.o, req, sel)
+	if err != nil {
+		return nil, err
+	}
+	p.Standbys = nodeNames(s.standbys)
+	for _, name := range k.shadowed {
+		p.Notes = append(p.Notes, fmt.Sprintf("the unsigned package of %s is not used: the server has files of an extension of that name", name))
+	}
+	return p, s.planNodes(ctx, p, req)
+}
+
+func (s *Session) known(ctx context.Context, req Request) *known {
+	wanted := map[string]Mode{}
+	for _, w := range slices.Concat(req.Install, req.Upgrade) {
+		if w.Mode != "" {
+			wanted[w.Name] = w.Mode
+		}
+	}
+	mode := func(name string) Mode { return cmp.Or(wanted[name], req.Mode) }
+	return newKnown(ctx, s.primary.o, s.cfg, mode, serverPaths(s.primary.conn))
+}
+
+// removals lists what goes, with all that needs it if that was said.
+func (s *Session) removals(k *known, req Request) ([]string, error) {
+	if len(req.Uninstall) == 0 {
+		return nil, nil
+	}
+	problem, err := k.problem(nil, nil, nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	remove := slices.Clone(req.Uninstall)
+	for _, name := range req.Uninstall {
+		if _, ok := s.primary.o.Find(name); !ok {
+			return nil, &NotInstalledError{Name: name, Database: s.primary.o.Database}
+		}
+		others := slices.DeleteFunc(resolve.Dependents(problem, name), func(d string) bool { return slices.Contains(remove, d) })
+		if len(others) > 0 && !req.Cascade {
+			return nil, &DependentsError{Name: name, Dependents: others}
+		}
+		remove = append(remove, others...)
+	}
+	return remove, nil
+}
+
+// resolve asks the resolver; a second time if what is elsewhere on the server
+// turns out to matter.
+func (s *Session) resolve(ctx context.Context, k *known, req Request, remove []string) ([]resolve.Choice, error) {
+	var requests []resolve.Request
+	for _, w := range req.Install {
+		requests = append(requests, resolve.Request{Relation: depend.Relation{Name: w.Name, Range: w.Range}, Reason: resolve.AskedFor})
+	}
+	for _, w := range req.Upgrade {
+		if _, ok := s.primary.o.Find(w.Name); !ok {
+			return nil, &NotInstalledError{Name: w.Name, Database: s.primary.o.Database}
+		}
+		requests = append(requests, resolve.Request{Relation: depend.Relation{Name: w.Name, Range: w.Range}, Newest: true, Reason: resolve.AskedFor})
+	}
+	facts := s.nodeFacts()
+	for second := false; ; second = true {
+		problem, err := k.problem(requests, remove, req.Held, facts)
+		if err != nil {
+			return nil, err
+		}
+		choices, err := resolve.Resolve(ctx, problem)
+		if second || !k.mentions(depend.Server) {
+			return choices, k.explain(err)
+		}
+		others, err := s.serverFacts(ctx)
+		if err != nil {
+			return nil, err
+		}
+		facts = append(facts, others...)
+	}
+}
+
+// explain adds to a failed resolution what could not be chosen at all here.
+func (k *known) explain(err error) error {
+	var unsolvable *resolve.Unsolvable
+	if !errors.As(err, &unsolvable) {
+		return err
+	}
+	e := &UnsolvableError{Unsolvable: unsolvable}
+	text := unsolvable.Explain()
+	for _, x := range k.excluded {
+		if strings.Contains(text, x.Name) {
+			e.Excluded = append(e.Excluded, x)
+		}
+	}
+	return e
+}
+
+// mentions says whether a candidate that was looked at has a relation of that
+// scope.
+func (k *known) mentions(scope depend.Scope) bool {
+	for _, n := range k.names {
+		for _, c := range n.candidates {
+			for _, alternatives := range slices.Concat(c.Depends, c.Conflicts) {
+				if slices.ContainsFunc(alternatives, func(r depend.Relation) bool { return r.Scope == scope }) {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// nodeFacts are what is known of the server and the nodes without asking more.
+func (s *Session) nodeFacts() []resolve.Fact {
+	var facts []resolve.Fact
+	for _, n := range s.nodes() {
+		for _, lib := range n.o.Preloaded {
+			facts = append(facts, resolve.Fact{Scope: depend.Server, Name: lib, Where: "shared_preload_libraries of " + n.o.Node})
+		}
+		for _, name := range names(n.o.Available) {
+			for _, a := range n.o.Available[name] {
+				facts = append(facts, resolve.Fact{Scope: depend.Node, Name: name, Version: a.Version, Where: "files at " + n.o.Node})
+			}
+		}
+	}
+	return facts
+}
+
+// serverFacts asks the other databases of the primary what is in them.
+func (s *Session) serverFacts(ctx context.Context) ([]resolve.Fact, error) {
+	rows, err := s.primary.conn.Query(ctx, `
+SELECT datname::text FROM pg_database WHERE datallowconn AND NOT datistemplate AND datname <> current_database() ORDER BY 1`)
+	if err != nil {
+		return nil, err
+	}
+	databases, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, err
+	}
+	var facts []resolve.Fact
+	for _, database := range databases {
+		installed, err := s.installedIn(ctx, database)
+		if err != nil {
+			return nil, fmt.Errorf("a package has to do with what is in other databases of the server, and database %q cannot be asked: %w", database, err)
+		}
+		for _, in := range installed {
+			facts = append(facts, resolve.Fact{Scope: depend.Server, Name: in.Name, Version: in.Version, Where: fmt.Sprintf("database %q", database)})
+		}
+	}
+	return facts, nil
+}
+
+func (s *Session) installedIn(ctx context.Context, database string) (_ []Installed, err error) {
+	config := s.primary.conn.Config()
+	config.Database = database
+	conn, err := pgx.ConnectConfig(ctx, config)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, conn.Close(context.WithoutCancel(ctx))) }()
+	if _, err := conn.Exec(ctx, sessionSQL, pgx.QueryExecModeSimpleProtocol); err != nil {
+		return nil, err
+	}
+	var o Observed
+	err = o.askInstalled(ctx, conn)
+	return o.Installed, err
+}
+
+// fetch brings the package of a choice.
+func (s *Session) fetch(ctx context.Context, sel *selection, c resolve.Choice, req Request) error {
+	r := sel.offers[c.Name].release
+	if r == nil {
+		return s.checkLocked(req, c.Name, "")
+	}
+	pkg, err := r.shelf.Fetch(ctx, c.Name, r.Version)
+	if err != nil {
+		return fmt.Errorf("%s: %w", r.shelf.Name(), err)
+	}
+	digest, err := digestOf(pkg)
+	if err != nil {
+		return err
+	}
+	if r.SHA256 != "" && digest != r.SHA256 {
+		return fmt.Errorf("%s: the package %s %s has sha256 %s, and the index says %s", r.shelf.Name(), c.Name, c.Version, digest, r.SHA256)
+	}
+	sel.packages[c.Name], sel.digests[c.Name] = pkg, digest
+	return s.checkLocked(req, c.Name, digest)
+}
+
+// checkLocked compares a package with the one that a lock file names.
+func (s *Session) checkLocked(req Request, name, digest string) error {
+	for _, w := range slices.Concat(req.Install, req.Upgrade) {
+		if w.Name == name && w.SHA256 != "" && w.SHA256 != digest {
+			return fmt.Errorf("the package of %s is not the one that the lock file names: its sha256 is %s, want %s", name, cmp.Or(digest, "none, the server's own files would be used"), w.SHA256)
+		}
+	}
+	return nil
+}
+
+// settingInfos asks for the parameters that the packages set.
+func (s *Session) settingInfos(ctx context.Context, packages map[string]*pack.Package) (map[string]settingInfo, error) {
+	var wanted []string
+	for _, pkg := range packages {
+		for _, set := range pkg.Conf {
+			wanted = append(wanted, strings.ToLower(set.Name))
+		}
+	}
+	if len(wanted) == 0 {
+		return nil, nil
+	}
+	rows, err := s.primary.conn.Query(ctx, "SELECT lower(name), context FROM pg_settings WHERE lower(name) = ANY ($1::text[])", wanted)
+	if err != nil {
+		return nil, err
+	}
+	infos := map[string]settingInfo{}
+	var name string
+	var info settingInfo
+	_, err = pgx.ForEachRow(rows, []any{&name, &info.Context}, func() error { infos[name] = info; return nil })
+	return infos, err
+}
+
+// planNodes adds the files that nodes need, and refuses a pool whose nodes differ.
+func (s *Session) planNodes(ctx context.Context, p *Plan, req Request) error {
+	files, err := s.files(p, false)
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if n := s.node(f.Node); !n.o.Role.Superuser || n.o.DataDir == "" {
+			return fmt.Errorf("%s needs the file %s at %s, and role %q may not bring it there", f.Extension, f.Path, f.Node, n.o.Role.Name)
+		}
+	}
+	p.Files = files
+	if len(s.standbys) == 0 {
+		return nil
+	}
+	bring, problems, notes, err := s.skew(ctx, p)
+	if err != nil {
+		return err
+	}
+	p.Files, p.Notes = append(p.Files, bring...), append(p.Notes, notes...)
+	if len(problems) > 0 {
+		if !req.AllowSkew {
+			return &SkewError{Problems: problems}
+		}
+		for _, problem := range problems {
+			p.Notes = append(p.Notes, problem.String())
+		}
+	}
+	return nil
+}
+
+func (s *Session) node(name string) *node {
+	for _, n := range s.nodes() {
+		if n.o.Node == name {
+			return n
+		}
+	}
+	return nil
+}
+
+// digestOf is the sha256 of a package's archive; of a directory, of the archive
+// that would be made of it.
+func digestOf(pkg *pack.Package) (string, error) {
+	if pkg.SHA256 != "" {
+		return pkg.SHA256, nil
+	}
+	return pkg.WriteArchive(io.Discard)
+}
