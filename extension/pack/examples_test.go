@@ -55,6 +55,17 @@ func TestExamples(t *testing.T) {
 	if got := fmt.Sprint(foo.Control.Name, " ", foo.Control.Version, ": ", foo.Control.Depends, "; ", foo.Control.Conflicts); got != "foo 1.0: bar (>= 1.1), baz; bla (< 0.8)" {
 		t.Error(got)
 	}
+	for _, p := range []*pack.Package{foo, bar10, bar11, baz, bla07, bla08} {
+		for _, s := range append(p.Scripts, pack.Script{File: "uninstall.sql", SQL: p.Uninstall}) {
+			list, err := script.Split(s.File, s.SQL)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, f := range script.Lint(list) {
+				t.Errorf("%s %s teaches what is not good: %s", p.Control.Name, p.Control.Version, f)
+			}
+		}
+	}
 	needs, conflict := foo.Control.Depends[0][0].Range, foo.Control.Conflicts[0][0].Range
 	for p, want := range map[*pack.Package]bool{bar10: needs.Allows("1.0", nil), bar11: !needs.Allows("1.1", nil), bla07: !conflict.Allows("0.7", nil), bla08: conflict.Allows("0.8", nil)} {
 		if want {
