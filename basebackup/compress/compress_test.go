@@ -304,7 +304,7 @@ func play(requests int, plain, compressed func(i int) float64) (took time.Durati
 		for mb := 4.0; mb > 0; {
 			turn, n, mbs := tuner.Next(), mb, plain(i)
 			if turn.Trial {
-				n = 1
+				n = float64(TrialBytes) / 1e6
 			}
 			if turn.Compress {
 				mbs = compressed(i)

@@ -81,8 +81,8 @@ type Turn struct {
 }
 
 // TrialBytes is how much of the server's files a trial should be of: enough to
-// be more than a round trip, and on a line of 20 MB/s a twentieth of a second.
-const TrialBytes = 1 << 20
+// be more than a round trip, and on a line of 20 MB/s a fortieth of a second.
+const TrialBytes = 512 << 10
 
 // Next says how to make the next request. Each is answered by Done, unless it
 // failed.
