@@ -77,9 +77,10 @@ const backupSlowFigure = "backup, 20 MB/s in all"
 
 // backupSlow is what compression on the server brings over a line of 20 MB/s
 // that all connections share: --compress=auto beside --compress=none, with
-// pgcrypto on the server, and beside --compress=pgcrypto, which need not find out. pgbench's rows are mostly blanks, so there is another
-// database too, half of which is a table of random hexadecimal digits, of which
-// compression makes half at best.
+// pgcrypto on the server, and beside --compress=pgcrypto, which need not find
+// out. pgbench's rows are mostly blanks, so there is another database too, half
+// of which is a table of random hexadecimal digits, of which compression makes
+// half at best.
 func (b *bench) backupSlow(ctx context.Context) error {
 	if err := b.overSlowLine(ctx, backupSlowFigure, false, 2); err != nil {
 		return err
