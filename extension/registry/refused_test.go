@@ -3,6 +3,7 @@ package registry
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -355,6 +356,23 @@ func TestNoTrustOnFirstUse(t *testing.T) {
 	}
 }
 
+// A registry that was made anew is not the one that was seen, until the user says
+// so.
+func TestForget(t *testing.T) {
+	ctx := context.Background()
+	l := newLab(t)
+	l.mustOpen()
+	l.must(os.RemoveAll(l.dir))
+	l.must(Init(ctx, l.dir, l.policy(), l.options, l.keys()...))
+	_, err := l.open()
+	refused(t, err, BadSignature, "another registry")
+	l.must(Forget(ctx, l.dir, l.options))
+	l.mustOpen()
+	if err := Forget(ctx, t.TempDir(), l.options); err == nil || !strings.Contains(err.Error(), "nothing is remembered") {
+		t.Errorf("forgot what was not known: %v", err)
+	}
+}
+
 // A memory that is damaged is no fresh start.
 func TestMemoryIsNotLostInSilence(t *testing.T) {
 	l := newLab(t)
@@ -516,10 +534,10 @@ func TestRootRotation(t *testing.T) {
 // Two labels on one key are one key.
 func TestOneKeyIsNotTwo(t *testing.T) {
 	l := emptyLab(t)
-	text := encodeKey(public(l.root1))
-	raw := []byte(text)
+	raw, err := base64.StdEncoding.DecodeString(encodeKey(public(l.root1)))
+	l.must(err)
 	raw[4] ^= 3 // in the id
-	twin, err := ParsePublicKey(string(raw))
+	twin, err := ParsePublicKey(base64.StdEncoding.EncodeToString(raw))
 	l.must(err)
 	if KeyID(twin) == KeyID(public(l.root1)) || !sameKey(twin, public(l.root1)) {
 		t.Fatal("the twin is none")

@@ -21,11 +21,7 @@ import (
 
 // TestRoundTrip publishes and reads in every kind of place.
 func TestRoundTrip(t *testing.T) {
-	// The AWS SDK has its credentials from the environment, which is why nothing
-	// here is parallel.
-	t.Setenv("AWS_ACCESS_KEY_ID", "id")
-	t.Setenv("AWS_SECRET_ACCESS_KEY", "secret")
-	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
+	setS3Environment(t)
 
 	places := []struct {
 		name string
@@ -137,6 +133,15 @@ func TestRoundTrip(t *testing.T) {
 			checkMode(t, l.options.State, 0o600)
 		})
 	}
+}
+
+// setS3Environment gives the AWS SDK its credentials, which come from the
+// environment; a test that does so cannot run in parallel.
+func setS3Environment(t *testing.T) {
+	t.Helper()
+	t.Setenv("AWS_ACCESS_KEY_ID", "id")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "secret")
+	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
 }
 
 // fakeS3 serves S3 on loopback and returns the URL of a prefix in a bucket.
@@ -277,9 +282,7 @@ func TestSetNamesMustBeClear(t *testing.T) {
 // Two publishers at once: both are in the index, whoever was first. In a
 // directory and in object storage.
 func TestPublishersAtOnce(t *testing.T) {
-	t.Setenv("AWS_ACCESS_KEY_ID", "id")
-	t.Setenv("AWS_SECRET_ACCESS_KEY", "secret")
-	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
+	setS3Environment(t)
 	for _, place := range []string{"directory", "S3"} {
 		t.Run(place, func(t *testing.T) {
 			ctx := context.Background()

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 
 	"rideau/internal/durable"
@@ -52,6 +53,28 @@ func (m memories) recall(location string) (memory, error) {
 		return got, fmt.Errorf("could not read what is remembered of registry %q, in %q: %w", location, path, err)
 	}
 	return got, nil
+}
+
+// Forget makes a client forget what it has seen at a location: for a registry that
+// was made anew there, by the same hands. It gives up what protects against an old
+// state of it.
+func Forget(ctx context.Context, location string, o Options) error {
+	st, location, err := openStore(ctx, location, o.Client)
+	if err != nil {
+		return err
+	}
+	if err := st.close(); err != nil {
+		return err
+	}
+	m := memories{o.State}
+	err = os.Remove(m.path(location))
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("nothing is remembered of registry %q", location)
+	}
+	if err != nil {
+		return err
+	}
+	return durable.SyncDir(m.dir)
 }
 
 // keep remembers now, unless somebody meanwhile remembered something later.

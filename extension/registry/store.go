@@ -73,9 +73,9 @@ func openStore(ctx context.Context, location string, client *http.Client) (store
 		u.Path = strings.TrimSuffix(u.Path, "/")
 		u.RawPath = strings.TrimSuffix(u.RawPath, "/")
 		if client == nil {
-			client = defaultClient()
+			return &httpStore{u, defaultClient(), true}, u.Redacted(), nil
 		}
-		return &httpStore{u, client}, u.Redacted(), nil
+		return &httpStore{u, client, false}, u.Redacted(), nil
 	case s3blob.Scheme, fileblob.Scheme:
 		var bucket *blob.Bucket
 		// Credentials are the AWS SDK's business, and do not stand in a URL.
@@ -212,7 +212,13 @@ func (b blobStore) put(ctx context.Context, name string, data []byte) error {
 }
 
 func (b blobStore) create(ctx context.Context, name string, data []byte) error {
-	return blobError(b.bucket.WriteAll(ctx, name, data, &blob.WriterOptions{ContentType: contentType, IfNotExist: true}))
+	err := b.bucket.WriteAll(ctx, name, data, &blob.WriterOptions{ContentType: contentType, IfNotExist: true})
+	// S3 answers 409 when another is creating it at this moment.
+	var s3 interface{ ErrorCode() string }
+	if errors.As(err, &s3) && s3.ErrorCode() == "ConditionalRequestConflict" {
+		return fmt.Errorf("%w: %w", fs.ErrExist, err)
+	}
+	return blobError(err)
 }
 
 func (b blobStore) list(ctx context.Context) iter.Seq2[item, error] {
@@ -260,9 +266,15 @@ func blobError(err error) error {
 type httpStore struct {
 	base   *url.URL
 	client *http.Client
+	own    bool // the client is ours
 }
 
-func (h *httpStore) close() error { h.client.CloseIdleConnections(); return nil }
+func (h *httpStore) close() error {
+	if h.own {
+		h.client.CloseIdleConnections()
+	}
+	return nil
+}
 
 // idle is how long a server may send nothing in the middle of an answer. A
 // guess: long for a disk that must spin up, short for a person who waits.

@@ -72,10 +72,13 @@ func initTree(ctx context.Context, st store, location string, p Policy, o Option
 	// The root first, by which two who make a registry in one place are told
 	// apart; without a timestamp it cannot be opened.
 	if err := w.create(ctx, rootName(1), text); err != nil {
-		if errors.Is(err, fs.ErrExist) {
-			return fmt.Errorf("there is a registry at %q already: %w", location, err)
+		if !errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("could not make a registry: %w", err)
 		}
-		return err
+		if _, err := readSmall(ctx, st, currentName, maxTimestamp); errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("a registry was begun at %q and not finished: remove its file %q to begin again", location, rootName(1))
+		}
+		return fmt.Errorf("there is a registry at %q already: %w", location, err)
 	}
 	t.root = r
 	x := &index{header: header{typeIndex, format}, ID: r.ID}

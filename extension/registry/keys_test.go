@@ -1,0 +1,161 @@
+package registry
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// Secret keys are encrypted, and nobody else's to read. (Encryption takes a
+// gigabyte of memory and seconds, so it is done once.)
+func TestSecretKeys(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes a gigabyte of memory")
+	}
+	path := filepath.Join(t.TempDir(), "alice.key")
+	ask := func(answer string) func() (string, error) {
+		return func() (string, error) { return answer, nil }
+	}
+	asked := errors.New("nobody is there to ask")
+	nobody := func() (string, error) { return "", asked }
+	if _, err := GenerateKey(path, nobody); !errors.Is(err, asked) {
+		t.Errorf("without a password: %v", err)
+	}
+	if _, err := GenerateKey(path, ask("")); err == nil {
+		t.Error("with an empty password")
+	}
+	if list, err := os.ReadDir(filepath.Dir(path)); err != nil || len(list) != 0 {
+		t.Errorf("%v was written, %v", list, err)
+	}
+	pub, err := GenerateKey(path, ask("correct horse"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+	text, err := os.ReadFile(PublicKeyPath(path))
+	if err != nil || PublicKeyPath(path) != strings.TrimSuffix(path, ".key")+".pub" {
+		t.Fatal(err)
+	}
+	if got, err := ParsePublicKey(string(text)); err != nil || !got.Equal(pub) {
+		t.Errorf("public key %v, %v", got, err)
+	}
+	if _, err := GenerateKey(path, ask("x")); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("over a key that is there: %v", err)
+	}
+	if _, err := ReadSecretKey(path, nobody); !errors.Is(err, asked) {
+		t.Errorf("read without a password: %v", err)
+	}
+	if _, err := ReadSecretKey(path, ask("wrong horse")); err == nil || !strings.Contains(err.Error(), "password is wrong") {
+		t.Errorf("read with another password: %v", err)
+	}
+	key, err := ReadSecretKey(path, ask("correct horse"))
+	if err != nil || !sameKey(public(key), pub) {
+		t.Errorf("read %v, %v", key, err)
+	}
+	if err := os.Chmod(path, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadSecretKey(path, ask("correct horse")); err == nil || !strings.Contains(err.Error(), "0640") {
+		t.Errorf("read a key that others can read: %v", err)
+	}
+}
+
+// A key that minisign made without a password (minisign -W) is read as well.
+func TestSecretKeyWithoutPassword(t *testing.T) {
+	key := newKey(t)
+	text, err := key.MarshalText()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "k")
+	if err := os.WriteFile(path, append(text, '\n'), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got, err := ReadSecretKey(path, func() (string, error) { t.Error("asked for a password"); return "", nil })
+	if err != nil || !got.Equal(key) {
+		t.Errorf("read %v, %v", got, err)
+	}
+	if err := os.WriteFile(path, []byte("rubbish"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadSecretKey(path, nil); err == nil || !strings.Contains(err.Error(), path) {
+		t.Errorf("read rubbish: %v", err)
+	}
+}
+
+// A public key and a signature that minisign's author made, from its manual.
+func TestMinisignsOwnKey(t *testing.T) {
+	const text = "untrusted comment: minisign public key E7620F1842B4E81F\nRWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3\n"
+	key, err := ParsePublicKey(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if KeyID(key) != "E7620F1842B4E81F" {
+		t.Errorf("id %s", KeyID(key))
+	}
+	if same, err := ParsePublicKey(encodeKey(key)); err != nil || !same.Equal(key) {
+		t.Errorf("%v, %v", same, err)
+	}
+	for _, bad := range []string{"", "RWQ", strings.Repeat("A", 5000), "untrusted comment: x\n"} {
+		if _, err := ParsePublicKey(bad); err == nil {
+			t.Errorf("%.20q is a key", bad)
+		}
+	}
+}
+
+func TestTrustStore(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "deep", "trust")
+	trust, err := OpenTrust(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if keys, err := trust.List(); err != nil || len(keys) != 0 {
+		t.Errorf("keys %v, %v", keys, err)
+	}
+	a, b := public(newKey(t)), public(newKey(t))
+	for _, name := range []string{"", ".", "../x", "a/b", "-x", "a b", strings.Repeat("a", 101)} {
+		if trust.Add(name, a) == nil || trust.Remove(name) == nil {
+			t.Errorf("a key is called %q", name)
+		}
+	}
+	for range 2 {
+		if err := trust.Add("acme", a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := trust.Add("acme", b); err == nil || !strings.Contains(err.Error(), "another key") {
+		t.Errorf("another key by the same name: %v", err)
+	}
+	if err := trust.Add("other", a); err == nil || !strings.Contains(err.Error(), `"acme"`) {
+		t.Errorf("the same key by another name: %v", err)
+	}
+	if err := trust.Add("aaa", b); err != nil {
+		t.Fatal(err)
+	}
+	keys, err := trust.List()
+	if err != nil || len(keys) != 2 || keys[0].Name != "aaa" || !keys[1].Key.Equal(a) {
+		t.Errorf("keys %v, %v", keys, err)
+	}
+	checkMode(t, dir, 0o600)
+	if err := trust.Remove("aaa"); err != nil {
+		t.Error(err)
+	}
+	if err := trust.Remove("aaa"); err == nil {
+		t.Error("removed twice")
+	}
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenTrust(dir); err == nil || !strings.Contains(err.Error(), "others could add") {
+		t.Errorf("a store that others can write to: %v", err)
+	}
+	if _, err := OpenTrust(""); err == nil {
+		t.Error("a store that is nowhere")
+	}
+}
