@@ -61,6 +61,9 @@ func explainCause(err error) explanation {
 	if e, ok := explainBackup(err); ok {
 		return e
 	}
+	if e, ok := explainExtension(err); ok {
+		return e
+	}
 	if failed := connectErrors(err); len(failed) > 0 {
 		return explainConnect(failed)
 	}

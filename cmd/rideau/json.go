@@ -9,6 +9,7 @@ import (
 // too.
 func writeJSON(w io.Writer, v any) error {
 	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false) // relations have < and >
 	e.SetIndent("", "  ")
 	return e.Encode(v)
 }

@@ -19,6 +19,7 @@ Rideau stands between a PostgreSQL primary and everything that needs its data.
     relay        receive WAL once, keep it, serve it to many standbys
     run          the same as a daemon, from a configuration file
     wal          fetch WAL for recovery, check an archive, look inside WAL
+    extension    install extensions over SQL; make, sign and publish packages
     password     make the verifier of a password for the configuration file
     completion   completion of commands and options for your shell
     version      which rideau this is
@@ -38,6 +39,7 @@ func newRoot() *cobra.Command {
 		newRelayCommand(),
 		newRunCommand(),
 		newWalCommand(),
+		newExtensionCommand(),
 		newPasswordCommand(),
 		newCompletionCommand(),
 		newVersionCommand(),

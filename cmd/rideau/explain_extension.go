@@ -1,0 +1,246 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"rideau/extension"
+	"rideau/extension/depend"
+	"rideau/extension/pack"
+	"rideau/extension/registry"
+	"rideau/extension/resolve"
+	"rideau/extension/script"
+)
+
+// explainExtension explains the errors of extensions, packages and registries.
+func explainExtension(err error) (explanation, bool) {
+	if e, ok := explainInstall(err); ok {
+		return e, true
+	}
+	return explainRegistry(err)
+}
+
+// nothingChanged ends the details of errors in a transaction.
+const nothingChanged = "All was rolled back: nothing was changed."
+
+// explainInstall explains why an extension was not installed, upgraded or
+// uninstalled.
+func explainInstall(err error) (explanation, bool) {
+	e := explanation{message: err.Error()}
+	var (
+		unsolvable *extension.UnsolvableError
+		cycle      *resolve.CycleError
+		mode       *extension.ModeError
+		moved      *extension.MovedError
+		packages   *packagesMovedError
+		unnamed    *unnamedError
+		rule       *extension.RuleError
+		statement  *extension.ScriptError
+		dependents *extension.DependentsError
+		restart    *extension.RestartError
+		locked     *extension.LockedError
+		skew       *extension.SkewError
+		absent     *extension.NotInstalledError
+		open       *extension.OpenSchemaError
+		setting    *extension.SettingError
+		adopt      *extension.AdoptError
+		stale      *staleLockError
+		libraries  *libraryError
+		server     *pgconn.PgError
+	)
+	switch {
+	case errors.As(err, &unsolvable):
+		e.message, e.detail = unsolvable.Error(), derivation(unsolvable)
+		e.hint = unsolvable.Hint()
+		switch {
+		case e.hint != "":
+		case len(unsolvable.Excluded) > 0:
+			e.hint = "rideau extension why NAME says which versions there are, and what each would need."
+		default:
+			e.hint = "rideau extension list says what there is; --registry PLACE names where more packages are."
+		}
+	case errors.As(err, &cycle):
+		e.hint = "Their packages must be changed: one of them has to be installable without the others."
+	case errors.As(err, &mode):
+		e.message = fmt.Sprintf("there is no way for %s %s into this database", mode.Name, mode.Version)
+		e.detail = lines(mode.Reasons)
+	case errors.As(err, &moved):
+		e.detail = "Somebody has changed it since, or the server. Nothing was changed by us."
+		e.hint = "Make the plan anew, and look at it again."
+	case errors.As(err, &packages):
+		e.detail = "The same request now leads to another plan. Nothing was changed."
+		e.hint = "Make the plan anew, and look at it again."
+	case errors.As(err, &unnamed):
+		e.hint = "Name the directory again with --registry: a file does not decide that packages need no signature."
+	case errors.As(err, &rule):
+		e.message = fmt.Sprintf("%s %s", rule.Name, strings.TrimPrefix(strings.SplitN(rule.Error(), ": ", 2)[0], rule.Name+" "))
+		e.detail = lines(rule.What) + "\n        " + nothingChanged
+		e.hint = ruleHint[rule.Rule]
+	case errors.As(err, &statement):
+		e.message = fmt.Sprintf("%s: could not execute %s:%d:%d", statement.Name, statement.File, statement.Line, statement.Column)
+		if errors.As(statement.Err, &server) {
+			e.detail = serverSaid(server)
+			e.hint = server.Hint
+			if e.hint == "" && server.Code == "42501" { // insufficient_privilege
+				e.hint = "The role may not do that. Another role can install it, or another mode: rideau extension why says which there are."
+			}
+		} else {
+			e.detail = statement.Err.Error()
+		}
+		e.detail += "\n        The statement: " + statement.Statement + "\n        " + nothingChanged
+	case errors.As(err, &dependents):
+		e.hint = fmt.Sprintf("Uninstall them too: rideau extension uninstall %s. Or with all that needs it: --cascade; look with --dry-run first.", strings.Join(append(slices.Clone(dependents.Dependents), dependents.Name), " "))
+	case errors.As(err, &restart):
+		e.detail = "The setting was made. Nothing was done in the database yet."
+		e.hint = "Restart, then run the same command again."
+	case errors.As(err, &locked):
+		e.detail = nothingChanged
+		if errors.As(locked.Err, &server) {
+			e.message = fmt.Sprintf("database %q was busy in each of %d tries", locked.Database, locked.Tries)
+			e.detail = serverSaid(server) + " " + nothingChanged
+		}
+		e.hint = "Try when less goes on, or wait longer for locks: --lock-timeout. rideau extension plan --rehearse shows which locks are needed."
+	case errors.As(err, &skew):
+		e.message = "the nodes do not have the same files: after a failover the extension would not work"
+		var all []string
+		for _, p := range skew.Problems {
+			all = append(all, p.String())
+		}
+		e.detail = lines(all) + "\n        Nothing was changed."
+		e.hint = "Put each file where it is named, the same on every node (by the same operating-system package, of the same version). To install all the same: --allow-skew."
+	case errors.As(err, &absent):
+		e.hint = "rideau extension status says what is installed."
+	case errors.As(err, &open):
+		e.detail = "What they create there, the script would call with your rights (CVE-2020-14350)."
+		e.hint = fmt.Sprintf("Choose a schema of its own: --schema %s. Or REVOKE CREATE ON SCHEMA %s FROM %s. If you trust them: --allow-open-schema.",
+			quoteIdentifier(open.Name), quoteIdentifier(open.Schema), strings.Join(open.Who, ", "))
+	case errors.As(err, &setting):
+		e.hint = fmt.Sprintf("Have a superuser say: %s; and install it with --no-conf.", setting.SQL)
+	case errors.As(err, &adopt):
+		e.message = fmt.Sprintf("cannot adopt %s %s: not all that it makes is in the database", adopt.Name, adopt.Version)
+		e.detail = lines(adopt.Missing)
+		e.hint = "Is it in another schema (--schema), or of another version (" + adopt.Name + "=VERSION)?"
+	case errors.As(err, &stale):
+		e.hint = "Write it anew, and look at what has changed: rideau extension lock."
+		var usage *usageError
+		if errors.As(err, &usage) {
+			return explanation{}, false
+		}
+	case errors.As(err, &libraries):
+		e.detail = "The server's packages were upgraded, or this is another server. What was tested is not what would be used. Nothing was changed."
+		e.hint = "If that is as it should be, write the lock file anew: rideau extension lock."
+	default:
+		return explanation{}, false
+	}
+	return e, true
+}
+
+// derivation is why no versions fit together, a sentence a line, and what could
+// not be chosen at all.
+func derivation(u *extension.UnsolvableError) string {
+	text := strings.TrimRight(u.Explain(), "\n")
+	list := strings.Split(text, "\n")
+	if len(list) == 1 {
+		list = nil // the message has said it
+	}
+	for _, x := range u.Excluded {
+		var mode *extension.ModeError
+		if !errors.As(x.Why, &mode) {
+			list = append(list, fmt.Sprintf("%s %s cannot be chosen: %v", x.Name, x.Version, x.Why))
+			continue
+		}
+		list = append(list, fmt.Sprintf("%s %s cannot be installed here:", x.Name, x.Version))
+		for _, reason := range mode.Reasons {
+			list = append(list, "  "+reason)
+		}
+	}
+	return lines(list)
+}
+
+// lines is a detail of several lines, below each other.
+func lines(list []string) string { return strings.Join(list, "\n        ") }
+
+// ruleHint says which hole each rule closes, and what can be done.
+var ruleHint = map[extension.Rule]string{
+	extension.Replaced:    "A script that replaces what was there before can be made to run somebody else's code (CVE-2022-2625). Remove or rename the objects, or use another schema (--schema).",
+	extension.Manifest:    "An object that IF NOT EXISTS passed over belongs to somebody else, who could have put it there (CVE-2022-2625). Remove it, or use another schema (--schema). If the package is yours, pack it again with -d.",
+	extension.Transaction: "A script that ends its transaction could not be undone. The package must be changed.",
+}
+
+// explainRegistry explains the errors of packages, registries and keys.
+func explainRegistry(err error) (explanation, bool) {
+	e := explanation{message: err.Error()}
+	var (
+		build     *pack.BuildError
+		noPath    *pack.NoPathError
+		file      *pack.Error
+		cut       *script.Error
+		refused   *registry.Refused
+		none      *registry.NotFound
+		ambiguous *registry.Ambiguous
+		unsigned  *unsignedError
+		password  *noPasswordError
+		syntax    *depend.SyntaxError
+	)
+	switch {
+	case errors.As(err, &build):
+		e.hint = "Build and install it first (make, make install); then its files are a directory that can be packed."
+	case errors.As(err, &noPath):
+		e.hint = "An upgrade needs a script upgrade/FROM--TO.sql in the package; an installation needs install.sql."
+	case errors.As(err, &file), errors.As(err, &cut):
+		if joined := flatten(err); len(joined) > 1 {
+			e.message = joined[0]
+			e.detail = lines(joined[1:])
+		}
+		e.hint = "doc/extension.md explains the files of a package."
+	case errors.As(err, &refused):
+		e.hint = refusedHint(refused)
+	case errors.As(err, &none):
+		e.hint = "rideau extension search lists what there is."
+	case errors.As(err, &ambiguous):
+	case errors.As(err, &unsigned):
+		e.detail = "What extensions.toml or a plan names must be signed by a key that you trust."
+		e.hint = "Sign it (rideau extension registry init, publish), or name the directory yourself: --registry."
+	case errors.As(err, &password):
+		e.hint = "Passwords are asked for on a terminal. Else give --password-file FILE: arguments and environment can be seen by others."
+	case errors.As(err, &syntax):
+		e.hint = "Relations are written like this: bar (>= 1.1, < 2), baz | qux."
+	default:
+		return explanation{}, false
+	}
+	return e, true
+}
+
+// flatten lists the errors that were joined, each in its own words.
+func flatten(err error) []string {
+	var joined interface{ Unwrap() []error }
+	if !errors.As(err, &joined) {
+		return []string{err.Error()}
+	}
+	var list []string
+	for _, one := range joined.Unwrap() {
+		list = append(list, flatten(one)...)
+	}
+	return list
+}
+
+// refusedHint says what to do about a registry that was refused.
+func refusedHint(r *registry.Refused) string {
+	switch r.Reason {
+	case registry.Untrusted:
+		return "If you trust its owner, get the public key from where you do, and: rideau extension trust add NAME KEY."
+	case registry.Expired:
+		return "Its owner must refresh it: rideau extension registry refresh. If that was done, somebody shows you an old state."
+	case registry.RolledBack:
+		return "Somebody shows you an older state than you have seen: a mirror that lags behind, a backup that was restored, or an attack. Ask its owner."
+	case registry.NotDelegated:
+		return "The key may not sign packages of that name. rideau extension registry show says which may."
+	case registry.BadSignature, registry.Mismatch, registry.Oversized, registry.Malformed:
+		return "The registry is damaged or was tampered with, or what brought it here was. Nothing of it was used. Try another mirror, and tell its owner."
+	}
+	return ""
+}
