@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 
 	"rideau/extension/depend"
@@ -35,6 +36,13 @@ func TestPigeons(t *testing.T) {
 		t.Fatalf("got %v, want that it cannot be", err)
 	}
 	checkDerivation(t, u)
+	// The proof is too long for people; its facts are not.
+	if text := u.Explain(); !strings.HasPrefix(text, "These cannot all hold:\n- ") || strings.Count(text, "\n") > maxLines+3 {
+		t.Errorf("the explanation is\n%s", text)
+	}
+	if want := "no combination of them works: pigeon0, pigeon1, pigeon2, pigeon3, pigeon4 and pigeon5 cannot be installed together"; err.Error() != want {
+		t.Errorf("the error is %q, want %q", err, want)
+	}
 }
 
 // What is too hard ends with an error, after a time and with memory that are

@@ -20,98 +20,30 @@ func (s *solver) choices() ([]Choice, error) {
 		}
 	}
 	names := slices.Sorted(maps.Keys(chosen))
+	because := s.reasons(names, chosen)
 
-	// met returns the first of the names that one of the alternatives means, in
-	// the order of preference; "" if a fact does.
-	met := func(a depend.Alternatives, only map[string]bool) (string, bool) {
-		if s.metByFact(a) {
-			return "", true
+	list, err := s.installOrder(slices.DeleteFunc(slices.Clone(names), func(n string) bool { return because[n] == nil }), chosen)
+	if err != nil {
+		// One that nothing needs may be what lets the others be ordered.
+		if list, err = s.installOrder(names, chosen); err != nil {
+			return nil, err
 		}
-		for _, r := range a {
-			for _, t := range s.meetings[r.String()] {
-				p := s.pkgs[t.pkg]
-				if c := chosen[p.name]; c != nil && p.decided && p.now.within(t.values) && (only == nil || only[p.name]) {
-					return p.name, true
+		idle := map[string]reasons{}
+		for _, name := range names {
+			for _, a := range chosen[name].Candidate.Depends {
+				for _, m := range s.meets(a) {
+					if m != name && because[m] == nil {
+						if idle[m] == nil {
+							idle[m] = reasons{}
+						}
+						idle[m][name] = true
+					}
 				}
 			}
 		}
-		return "", false
+		maps.Copy(because, idle)
 	}
 
-	// What is needed: what was asked for, what is installed, and what these
-	// depend on. A choice for one of two alternatives may have become idle when
-	// the other had to be there as well.
-	needed := map[string]bool{}
-	because := map[string]map[string]bool{}
-	var queue []string
-	need := func(name, by string) {
-		if name == "" {
-			return
-		}
-		if by != "" {
-			if because[name] == nil {
-				because[name] = map[string]bool{}
-			}
-			because[name][by] = true
-		}
-		if !needed[name] {
-			needed[name] = true
-			queue = append(queue, name)
-		}
-	}
-	for _, r := range s.problem.Requests {
-		a := depend.Alternatives{r.Relation}
-		name, ok := r.Relation.Name, chosen[r.Relation.Name] != nil
-		if !ok {
-			name, ok = met(a, nil)
-		}
-		if ok {
-			need(name, AskedFor)
-		}
-	}
-	for _, name := range names {
-		if chosen[name].Was != "" {
-			need(name, "")
-		}
-	}
-	type wish struct {
-		by string
-		a  depend.Alternatives
-	}
-	var open []wish // met by several, of which none is needed otherwise so far
-	for len(queue) > 0 || len(open) > 0 {
-		if len(queue) == 0 {
-			w := open[0]
-			open = open[1:]
-			name, ok := met(w.a, needed)
-			if !ok {
-				name, _ = met(w.a, nil)
-			}
-			need(name, w.by)
-			continue
-		}
-		name := queue[0]
-		queue = queue[1:]
-		for _, a := range chosen[name].Candidate.Depends {
-			by, ok := met(a, needed)
-			if !ok && len(s.allMeeting(a)) > 1 {
-				open = append(open, wish{name, a})
-				continue
-			}
-			if !ok {
-				by, _ = met(a, nil)
-			}
-			if by != name {
-				need(by, name)
-			}
-		}
-	}
-	names = slices.DeleteFunc(names, func(n string) bool { return !needed[n] })
-
-	list, err := s.installOrder(names, chosen)
-	if err != nil {
-		return nil, err
-	}
 	var gone []string
 	for _, name := range slices.Sorted(maps.Keys(s.problem.Installed)) {
 		if chosen[name] == nil {
@@ -128,6 +60,84 @@ func (s *solver) choices() ([]Choice, error) {
 		choices = append(choices, *c)
 	}
 	return choices, nil
+}
+
+// reasons are names of extensions that need another, and AskedFor. They can be
+// none, for what is installed.
+type reasons map[string]bool
+
+// reasons returns the reasons of all that is needed: what was asked for, what is
+// installed, and what these depend on. A choice for the first of two may have
+// become idle when the second had to be there as well; it has none.
+func (s *solver) reasons(names []string, chosen map[string]*Choice) map[string]reasons {
+	because := map[string]reasons{}
+	var queue []string
+	need := func(name, by string) {
+		if because[name] == nil {
+			because[name] = reasons{}
+			queue = append(queue, name)
+		}
+		if by != "" && by != name {
+			because[name][by] = true
+		}
+	}
+	for _, r := range s.problem.Requests {
+		if chosen[r.Relation.Name] != nil {
+			need(r.Relation.Name, AskedFor)
+		} else if m := s.meets(depend.Alternatives{r.Relation}); len(m) > 0 {
+			need(m[0], AskedFor)
+		}
+	}
+	for _, name := range names {
+		if chosen[name].Was != "" {
+			need(name, "")
+		}
+	}
+	type wish struct {
+		by   string
+		from []string
+	}
+	var open []wish // met by several, none of which was needed when we came by
+	for len(queue) > 0 || len(open) > 0 {
+		if len(queue) == 0 {
+			w := open[0]
+			open = open[1:]
+			need(w.from[max(slices.IndexFunc(w.from, func(n string) bool { return because[n] != nil }), 0)], w.by)
+			continue
+		}
+		name := queue[0]
+		queue = queue[1:]
+		for _, a := range chosen[name].Candidate.Depends {
+			if s.metByFact(a) {
+				continue
+			}
+			from := s.meets(a)
+			n := slices.IndexFunc(from, func(n string) bool { return because[n] != nil })
+			switch {
+			case n >= 0:
+				need(from[n], name)
+			case len(from) == 1:
+				need(from[0], name)
+			default:
+				open = append(open, wish{name, from})
+			}
+		}
+	}
+	return because
+}
+
+// meets returns the names of those decided that meet the alternatives, the
+// preferred first.
+func (s *solver) meets(a depend.Alternatives) []string {
+	var names []string
+	for _, r := range a {
+		for _, t := range s.meetings[r.String()] {
+			if p := s.pkgs[t.pkg]; p.decided && p.now.within(t.values) && !slices.Contains(names, p.name) {
+				names = append(names, p.name)
+			}
+		}
+	}
+	return names
 }
 
 // A graph says which nodes come before which. A node waits for one of each of
@@ -266,7 +276,7 @@ func (s *solver) installOrder(names []string, chosen map[string]*Choice) ([]stri
 		for _, a := range c.Depends {
 			there := s.metByFact(a)
 			var from []int
-			for _, m := range s.allMeeting(a) {
+			for _, m := range s.meets(a) {
 				i, ok := number[m]
 				if !ok {
 					continue
@@ -313,20 +323,6 @@ func (s *solver) installOrder(names []string, chosen map[string]*Choice) ([]stri
 		sorted[i] = names[n]
 	}
 	return sorted, nil
-}
-
-// allMeeting returns the names of those decided that meet the alternatives, the
-// preferred first.
-func (s *solver) allMeeting(a depend.Alternatives) []string {
-	var names []string
-	for _, r := range a {
-		for _, t := range s.meetings[r.String()] {
-			if p := s.pkgs[t.pkg]; p.decided && p.now.within(t.values) && !slices.Contains(names, p.name) {
-				names = append(names, p.name)
-			}
-		}
-	}
-	return names
 }
 
 // removalOrder sorts names of installed extensions so that each comes before

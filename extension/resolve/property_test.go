@@ -97,6 +97,37 @@ var problems = rapid.Custom(func(t *rapid.T) *Problem {
 	return p
 })
 
+// tangles are problems in which all depends on one of several, and the more
+// conflicts there are.
+var tangles = rapid.Custom(func(t *rapid.T) *Problem {
+	source := newShelf()
+	p := &Problem{Source: source, Installed: map[string]Candidate{Postgres: {Version: "2"}}, Held: map[string]string{}}
+	one := rapid.Custom(func(t *rapid.T) depend.Relation {
+		r := depend.Relation{Name: rapid.SampledFrom(universe).Draw(t, "name")}
+		if v := rapid.IntRange(0, 2).Draw(t, "version"); v > 0 {
+			r.Range = depend.Range{{Op: depend.Equal, Version: fmt.Sprint(v)}}
+		}
+		return r
+	})
+	for _, name := range universe {
+		for v := range 2 {
+			c := Candidate{Version: fmt.Sprint(v + 1)}
+			for range rapid.IntRange(0, 3).Draw(t, "depends") {
+				c.Depends = append(c.Depends, rapid.SliceOfN(one, 2, 3).Draw(t, "alternatives"))
+			}
+			for range rapid.IntRange(0, 2).Draw(t, "conflicts") {
+				c.Conflicts = append(c.Conflicts, depend.Alternatives{one.Draw(t, "conflict")})
+			}
+			source.add(name, c)
+		}
+	}
+	for range rapid.IntRange(1, 2).Draw(t, "requests") {
+		p.Requests = append(p.Requests, Request{Relation: depend.Relation{Name: rapid.SampledFrom(universe).Draw(t, "request")}})
+	}
+	p.Reachable = func(string, string, string) bool { return true }
+	return p
+})
+
 // A possible is what an installation could be: a candidate for each name.
 type possible map[string]Candidate
 
@@ -252,6 +283,7 @@ func TestAgainstBruteForce(t *testing.T) {
 	}
 	for range rounds {
 		rapid.Check(t, func(t *rapid.T) { checkProblem(t, problems.Draw(t, "problem")) })
+		rapid.Check(t, func(t *rapid.T) { checkProblem(t, tangles.Draw(t, "tangle")) })
 	}
 }
 
