@@ -147,58 +147,20 @@ func absolute(o pack.Object, schema string) catalog.Object {
 	return catalog.Object{Type: o.Type, Names: swap(o.Names), Args: swap(o.Args)}
 }
 
-var errRollback = errors.New("rolled back on purpose")
-
 // learn executes the script in a schema of its own, sees what it makes, and
 // undoes it.
 func (r *runner) learn(ctx context.Context, s *Step) ([]pack.Object, error) {
-	var objects []pack.Object
-	err := pgx.BeginFunc(ctx, r.tx, func(inner pgx.Tx) error {
-		trial := *s
-		trial.Action, trial.Schema, trial.MakeSchema = Install, "rideau_adopt_"+s.Name, true
-		trial.scripts, trial.SQL = nil, nil
-		if len(trial.Schema) > 63 {
-			trial.Schema = strings.ToValidUTF8(trial.Schema[:63], "")
-		}
-		schemas := map[string]string{s.Name: trial.Schema}
-		for _, in := range r.s.primary.o.Installed {
-			schemas[in.Name] = in.Schema
-		}
-		if err := trial.writeSQL(r.s.primary.o, offer{name: s.Name, version: s.To}, schemas, r.s.cfg.enforced); err != nil {
-			return err
-		}
-		at, err := catalog.Capture(ctx, inner)
-		if err != nil {
-			return err
-		}
-		if err := r.exec(ctx, s, "CREATE SCHEMA "+quoteIdent(trial.Schema)); err != nil {
-			return err
-		}
-		for _, sc := range trial.scripts {
-			if _, err := r.run(ctx, &trial, sc); err != nil {
-				return err
-			}
-		}
-		diff, err := at.Difference(ctx, inner)
-		if err != nil {
-			return err
-		}
-		objects = manifest(diff.Created, trial.Schema)
-		return errRollback
-	})
-	if !errors.Is(err, errRollback) {
+	created, err := r.trial(ctx, s.pkg, s.To)
+	if err != nil {
 		return nil, err
 	}
-	return objects, nil
+	return manifest(created, trialSchema(s.Name)), nil
 }
 
 // manifest names objects for objects.json.
 func manifest(created []catalog.Object, schema string) []pack.Object {
 	objects := []pack.Object{}
 	for _, o := range created {
-		if o.Type == "schema" && len(o.Names) == 1 && o.Names[0] == schema {
-			continue
-		}
 		objects = append(objects, relative(o, schema))
 	}
 	return objects

@@ -259,6 +259,9 @@ func decide(o *Observed, req Request, s selection) (*Plan, error) {
 		}
 		p.Steps = append(p.Steps, step)
 	}
+	if err := undeclared(p.Steps); err != nil {
+		return nil, err
+	}
 	slices.Sort(p.Kept)
 	slices.Sort(p.Restart)
 	p.Restart = slices.Compact(p.Restart)

@@ -48,9 +48,9 @@ import (
 // an identifier, NAMEDATALEN - 1.
 const MaxName = 63
 
-// MaxVersion is the length in bytes that a version may have. A guess: two of
-// them and a name must fit into the name of a file.
-const MaxVersion = 95
+// MaxVersion is the length in bytes that a version may have: the file name of an
+// update script, NAME--FROM--TO.sql, has at most 255.
+const MaxVersion = (255 - MaxName - len("--") - len("--") - len(".sql")) / 2
 
 // CheckName returns why name cannot be that of an extension, or nil. The rules
 // are those of PostgreSQL's check_valid_extension_name, and that the name fits

@@ -538,7 +538,17 @@ func (n *native) comments(s *source) {
 			continue
 		}
 		part := &source{file: s.file, text: s.text[start+2 : end]}
-		for _, e := range part.pairs(func(string) bool { return false }) {
+		entries := part.pairs(func(string) bool { return false })
+		if first, _, _ := strings.Cut(strings.TrimSpace(string(part.text)), " "); slices.Contains(hinted, strings.TrimRight(first, "=")) {
+			// Else it is a comment of somebody else's, which may look like anything.
+			for _, err := range part.errs {
+				var e *Error
+				if errors.As(err, &e) {
+					s.errs = append(s.errs, &Error{File: e.File, Line: s.at(start, "").Line, Column: e.Column + 2, Message: e.Message})
+				}
+			}
+		}
+		for _, e := range entries {
 			for i := range e.at {
 				e.at[i] += start + 2
 			}

@@ -121,6 +121,8 @@ func TestControlErrors(t *testing.T) {
 		{"name = foo\nversion = 1\nprovides = a (> 1)", "control:3:12: provides: "},
 		{"name = foo\nversion = 1\nmodule_pathname = \"a'b\"", "control:3:19: "},
 		{"name = foo\nversion = 1\ncomment = \xff", "control:3:11: byte 0xff is not UTF-8"},
+		{"name = foo\nversion = 1\ncomment = 'a\\0'", `control:3:12: the value of "comment" is not UTF-8 text`},
+		{"name = foo\nversion = 1\ncomment = 'a\\377'", `control:3:12: the value of "comment" is not UTF-8 text`},
 		{"name = foo\x00", "control:1:11: zero byte"},
 	} {
 		c, err := ParseControl("control", []byte(tc.text))

@@ -41,7 +41,7 @@ type File struct {
 type Package struct {
 	Control   *Control
 	Scripts   []Script // sorted by From and To
-	Uninstall []byte   // nil: the recorded objects are dropped
+	Uninstall []byte   // has the placeholders of a script; nil: the recorded objects are dropped
 	Conf      []Setting
 	ConfText  []byte
 	Objects   []Object // nil: not known
@@ -251,27 +251,26 @@ func nativeName(name string, s Script) string {
 func (p *Package) Check() error {
 	var errs []error
 	for _, s := range p.Scripts {
-		c := p.ControlOf(s.To)
-		sub := script.Substitution{File: s.File, Schema: "s", Relocatable: c.Relocatable, Owner: "o", ModulePathname: c.ModulePathname,
-			Required: map[string]string{}, Strict: true}
-		for _, a := range c.Depends {
-			for _, r := range a {
-				sub.Required[r.Name] = "s"
-			}
-		}
-		sql, err := script.Substitute(s.SQL, sub)
-		if err == nil {
-			err = checkSQL(s.File, sql)
-		}
-		errs = append(errs, err)
+		errs = append(errs, p.ControlOf(s.To).checkSQL(s.File, s.SQL))
 	}
 	if p.Uninstall != nil {
-		errs = append(errs, checkSQL("uninstall.sql", p.Uninstall))
+		errs = append(errs, p.Control.checkSQL("uninstall.sql", p.Uninstall))
 	}
 	return errors.Join(errs...)
 }
 
-func checkSQL(file string, sql []byte) error {
+func (c *Control) checkSQL(file string, sql []byte) error {
+	sub := script.Substitution{File: file, Schema: "s", Relocatable: c.Relocatable, Owner: "o", ModulePathname: c.ModulePathname,
+		Required: map[string]string{}, Strict: true}
+	for _, a := range c.Depends {
+		for _, r := range a {
+			sub.Required[r.Name] = "s"
+		}
+	}
+	sql, err := script.Substitute(sql, sub)
+	if err != nil {
+		return err
+	}
 	list, err := script.Split(file, sql)
 	if err != nil {
 		return err

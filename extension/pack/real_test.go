@@ -1,6 +1,7 @@
 package pack_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -9,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/jackc/pgx/v5"
 
 	"rideau/extension/pack"
 	"rideau/internal/pgserver"
@@ -244,5 +247,74 @@ custom_variable_classes = odd
 	got := server.QueryValue(`SELECT concat_ws('|', version, superuser, schema, requires, comment) FROM pg_available_extension_versions WHERE name = 'odd ext' AND installed`)
 	if want := `1.0~rc1|f|My "schema"|{plpgsql}|it's a 'test' \ of é`; got != want {
 		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+// TestControlFilesAsTheServerReadsThem makes control files of odd characters,
+// and compares what we and a server make of them.
+func TestControlFilesAsTheServerReadsThem(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	store := pgtest.Dir(t)
+	folder := filepath.Join(store, "extension")
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(folder, "odd--1.sql"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	server := pgtest.Start(t, pgtest.Options{Major: 18, Settings: map[string]string{"extension_control_path": "$system:" + store}})
+	conn, err := server.Connect(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.WithoutCancel(t.Context()))
+	pieces := []string{"'", "'", "''", "\\", "\\1", "\\n", "a", "e", "E", "0", "x", "7", "1", ".", "-", "+", "_", ":", "/", " ", "\t", "=", "#", "\"", "é", ",", ";", "\r", "\n", "comment"}
+	accepted := 0
+	for i := range 1500 {
+		line := "comment = "
+		if i%3 == 0 {
+			line += "'"
+		}
+		for range 1 + random.IntN(7) {
+			line += pieces[random.IntN(len(pieces))]
+		}
+		if i%3 == 0 {
+			line += "'"
+		}
+		text := "default_version = '1'\n" + line + "\nrelocatable = true\n"
+		if err := os.WriteFile(filepath.Join(folder, "odd.control"), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		var want *string
+		err := conn.QueryRow(t.Context(), "CREATE EXTENSION odd").Scan()
+		if errors.Is(err, pgx.ErrNoRows) {
+			err = nil
+		}
+		if err == nil {
+			if err := conn.QueryRow(t.Context(), "SELECT obj_description(oid, 'pg_extension') FROM pg_extension WHERE extname = 'odd'").Scan(&want); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := conn.Exec(t.Context(), "DROP EXTENSION odd"); err != nil {
+				t.Fatal(err)
+			}
+			accepted++
+		}
+		p, ours := pack.ReadNative(os.DirFS(folder), "odd")
+		if ours != nil && strings.Contains(ours.Error(), "is not UTF-8 text") {
+			continue // the server takes what is before a zero byte, and any byte
+		}
+		if (err == nil) != (ours == nil) {
+			t.Errorf("%q: the server says %v, we say %v", line, err, ours)
+			continue
+		}
+		if err == nil && want != nil && p.Control.Comment != *want {
+			t.Errorf("%q: the server reads %q, we read %q", line, *want, p.Control.Comment)
+		}
+	}
+	t.Logf("%d of 1500 accepted", accepted)
+	if accepted < 200 || accepted > 1300 {
+		t.Errorf("%d of 1500 accepted: the test has become easy", accepted)
 	}
 }

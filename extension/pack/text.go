@@ -201,7 +201,7 @@ func (s *source) setting(line []byte, base int) (e entry, ok bool) {
 	if kind, start, end = nextToken(line, end); kind != tokenEnd {
 		return near(kind, start, end)
 	}
-	return e, true
+	return e, s.escaped(&e)
 }
 
 // offsets are those of a value that stands in the file as it is.
@@ -247,6 +247,16 @@ func unquote(q []byte, start int) (value string, at []int) {
 	return string(b), append(at, start+len(q)-1)
 }
 
+// escaped refuses what an escape can write and no value should have: a zero byte,
+// at which the server would end the value, and bytes that are not UTF-8.
+func (s *source) escaped(e *entry) bool {
+	if strings.IndexByte(e.value, 0) < 0 && utf8.ValidString(e.value) {
+		return true
+	}
+	s.fail(e.offset(0), "the value of %q is not UTF-8 text", e.key)
+	return false
+}
+
 // quoteValue writes a value that unquote reads.
 func quoteValue(s string) string {
 	return "'" + strings.NewReplacer("'", "''", `\`, `\\`, "\n", `\n`, "\r", `\r`).Replace(s) + "'"
@@ -285,6 +295,7 @@ func (s *source) pairs(isList func(key string) bool) []entry {
 			if kind, start, _ := nextToken(line, valueEnd); kind != tokenEnd {
 				s.fail(pos+start, "nothing but a comment may stand behind a quoted value")
 			}
+			s.escaped(&e)
 		case line[start] == '\'':
 			s.fail(pos+start, "quoted value is not closed on its line")
 			pos = next

@@ -135,7 +135,14 @@ func TestRefused(t *testing.T) {
 			l.mustOpen()
 			l.put(currentName, old)
 			l.must(os.Remove(filepath.Join(l.dir, "3.timestamp")))
-		}, open, RolledBack, "3 was seen", false},
+		}, open, RolledBack, "it is timestamp 2, and 3 was seen", false},
+		{"an old timestamp of the same index", func(l *lab) {
+			old := l.get(currentName)
+			l.must(l.writer().Refresh(ctx, l.stamp))
+			l.mustOpen()
+			l.put(currentName, old)
+			l.must(os.Remove(filepath.Join(l.dir, "3.timestamp")))
+		}, open, RolledBack, "it is timestamp 2, and 3 was seen", false},
 		{"an old index under a new timestamp", func(l *lab) {
 			old := *l.tree().timestamp
 			l.publish("foo", "2")

@@ -305,6 +305,10 @@ func checkProblem(t *rapid.T, p *Problem) {
 		}
 	}
 	choices, err := Resolve(t.Context(), p)
+	again, errAgain := Resolve(t.Context(), p)
+	if fmt.Sprint(choices, err) != fmt.Sprint(again, errAgain) {
+		t.Fatalf("%v, %v the first time, %v, %v the second", choices, err, again, errAgain)
+	}
 	var u *Unsolvable
 	var circle *CycleError
 	switch {

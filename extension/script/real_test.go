@@ -1,10 +1,12 @@
 package script_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -13,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"rideau/extension/script"
 	"rideau/internal/pgtest"
@@ -285,4 +288,108 @@ func TestQuoting(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestSplitAsTheServerDoes makes scripts of odd strings, identifiers and
+// comments. What a server does with a script as a whole it must do with its
+// statements one by one: the same rows, or an error.
+func TestSplitAsTheServerDoes(t *testing.T) {
+	for _, major := range []int{13, 15, 18} {
+		t.Run(fmt.Sprint(major), func(t *testing.T) {
+			t.Parallel()
+			seed := rand.Uint64()
+			t.Logf("seed %d", seed)
+			random := rand.New(rand.NewPCG(seed, 0))
+			server := pgtest.Start(t, pgtest.Options{Major: major})
+			conn, err := server.Connect(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close(context.WithoutCancel(t.Context()))
+			accepted, several := 0, 0
+			for range 3000 {
+				sql := oddScript(random)
+				whole, errWhole := rows(conn.PgConn().Exec(t.Context(), sql))
+				var single [][]byte
+				list, errSingle := script.Split("f", []byte(sql))
+				for _, s := range list {
+					r := conn.PgConn().ExecParams(t.Context(), s.SQL, nil, nil, nil, nil).Read()
+					if errSingle = r.Err; errSingle != nil {
+						break
+					}
+					single = append(single, bytes.Join(r.Rows[0], []byte("|")))
+				}
+				if (errWhole == nil) != (errSingle == nil) || errWhole == nil && !slices.EqualFunc(whole, single, bytes.Equal) {
+					t.Errorf("%q\n the server makes %q, %v\none by one it makes %q, %v", sql, whole, errWhole, single, errSingle)
+				}
+				if errWhole == nil {
+					accepted++
+					if len(whole) > 1 {
+						several++
+					}
+				}
+			}
+			t.Logf("%d of 3000 scripts are right, %d with several statements", accepted, several)
+			if several < 150 {
+				t.Error("too few scripts of several statements were right")
+			}
+		})
+	}
+}
+
+// oddScript makes statements that return what they consist of.
+func oddScript(random *rand.Rand) string {
+	pieces := []string{"'", "''", "\\", "\\'", "\"", "$$", "$a$", "$", ";", "--", "\n", "\r", "/*", "*/", "a", "E", " ", "(", ")", "é", "1"}
+	soup := func() string {
+		var b strings.Builder
+		for range random.IntN(4) {
+			b.WriteString(pieces[random.IntN(len(pieces))])
+		}
+		return b.String()
+	}
+	var b strings.Builder
+	for range 1 + random.IntN(3) {
+		b.WriteString("SELECT ")
+		for i := range 1 + random.IntN(3) {
+			if i > 0 {
+				b.WriteString(", ")
+			}
+			switch random.IntN(9) {
+			case 0:
+				b.WriteString("'" + soup() + "'")
+			case 1:
+				b.WriteString("E'" + soup() + "'")
+			case 2:
+				b.WriteString("e'" + soup() + "' --" + soup() + "\n '" + soup() + "'")
+			case 3:
+				b.WriteString("'" + soup() + "'\n'" + soup() + "'")
+			case 4:
+				b.WriteString("$$" + soup() + "$$")
+			case 5:
+				b.WriteString("$a$" + soup() + "$a$")
+			case 6:
+				b.WriteString("U&'" + soup() + "'")
+			case 7:
+				b.WriteString("1 AS \"" + soup() + "x\"")
+			case 8:
+				b.WriteString("1 /*" + soup() + "*/ -- " + soup() + "\n + 1")
+			}
+		}
+		if random.IntN(3) == 0 {
+			b.WriteString(soup())
+		}
+		b.WriteString(";")
+	}
+	return b.String()
+}
+
+// rows are the rows of all statements of a script.
+func rows(m *pgconn.MultiResultReader) (list [][]byte, err error) {
+	results, err := m.ReadAll()
+	for _, r := range results {
+		if len(r.Rows) == 1 {
+			list = append(list, bytes.Join(r.Rows[0], []byte("|")))
+		}
+	}
+	return list, err
 }

@@ -175,6 +175,7 @@ func TestSubstitute(t *testing.T) {
 		{"@extowner@", Substitution{Owner: "o$"}, `in place of @extowner@`},
 		{"@extschema:x@", Substitution{Required: map[string]string{"x": "'"}}, `in place of @extschema:x@`},
 		{"'MODULE_PATHNAME'", Substitution{ModulePathname: "a'b"}, `in place of MODULE_PATHNAME`},
+		{"-- a\n'MODULE_PATHNAME'", Substitution{Strict: true}, `f.sql:2:2: nothing stands for MODULE_PATHNAME: the control file has no module_pathname`},
 		{"\n@extschema:y@", Substitution{Strict: true}, `f.sql:2:1: @extschema:y@ names an extension that is not required: "y"`},
 		{"@extschema@", Substitution{Strict: true, Relocatable: true, Schema: "s"}, `f.sql:1:1: @extschema@ cannot be used in the script of a relocatable extension`},
 	} {

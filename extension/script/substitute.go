@@ -84,6 +84,10 @@ func Substitute(sql []byte, s Substitution) ([]byte, error) {
 	if failed != nil {
 		return nil, failed
 	}
+	if i := bytes.Index(sql, []byte("MODULE_PATHNAME")); s.Strict && i >= 0 && s.ModulePathname == "" {
+		l := lexer{file: s.File, src: sql}
+		return nil, l.errorAt(i, "nothing stands for MODULE_PATHNAME: the control file has no module_pathname")
+	}
 	if at := placeholder.FindIndex(sql); s.Strict && at != nil {
 		l := lexer{file: s.File, src: sql}
 		what := string(sql[at[0]:at[1]])
