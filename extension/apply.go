@@ -285,7 +285,7 @@ func (r *runner) step(ctx context.Context, s *Step) (*StepReport, error) {
 		return nil, err
 	}
 	for _, set := range s.Settings {
-		if err := r.exec(ctx, s, settingSQL(r.s.primary.o.Database, set, false)); err != nil {
+		if err := r.exec(ctx, s, settingSQL(r.s.primary.o.Database, set)); err != nil {
 			return nil, err
 		}
 	}

@@ -108,7 +108,7 @@ func (s *Session) lookAtVersions(ctx context.Context, x *Examination) error {
 		}
 	}
 	if behind == 0 {
-		x.add(OK, nil, "all %d extensions are of the newest version that can be had here", len(st.Extensions))
+		x.add(OK, nil, "nothing that is installed (%d) could be newer here", len(st.Extensions))
 	}
 	return nil
 }
@@ -145,7 +145,7 @@ func (s *Session) lookAtModules(ctx context.Context, x *Examination) error {
 			x.add(Note, nil, "%s of module %s is not as its package made it", o, in.Name)
 		}
 		if len(e.Missing) == 0 && len(e.Modified) == 0 {
-			x.add(OK, nil, "module %s has all its %d objects, unchanged", in.Name, e.Objects)
+			x.add(OK, nil, "module %s has all that it was installed with (%d), unchanged", in.Name, e.Objects)
 		}
 	}
 	return nil

@@ -99,13 +99,16 @@ func (s *Session) removals(k *known, req Request) ([]string, error) {
 func (s *Session) resolve(ctx context.Context, k *known, req Request, remove []string) ([]resolve.Choice, error) {
 	var requests []resolve.Request
 	for _, w := range req.Install {
-		requests = append(requests, resolve.Request{Relation: depend.Relation{Name: w.Name, Range: w.Range}, Reason: resolve.AskedFor})
+		requests = append(requests, resolve.Request{Relation: depend.Relation{Name: w.Name, Range: w.Range}})
 	}
 	for _, w := range req.Upgrade {
 		if _, ok := s.primary.o.Find(w.Name); !ok {
 			return nil, &NotInstalledError{Name: w.Name, Database: s.primary.o.Database}
 		}
-		requests = append(requests, resolve.Request{Relation: depend.Relation{Name: w.Name, Range: w.Range}, Newest: true, Reason: resolve.AskedFor})
+		requests = append(requests, resolve.Request{Relation: depend.Relation{Name: w.Name, Range: w.Range}, Newest: true})
+	}
+	if err := k.impossible(requests); err != nil {
+		return nil, err
 	}
 	facts := s.nodeFacts()
 	for second := false; ; second = true {
@@ -125,6 +128,31 @@ func (s *Session) resolve(ctx context.Context, k *known, req Request, remove []s
 	}
 }
 
+// impossible refuses at once what is known and cannot be installed here in any
+// version: the resolver would say that nobody knows it.
+func (k *known) impossible(requests []resolve.Request) error {
+	for _, r := range requests {
+		n, err := k.about(r.Relation.Name)
+		if err != nil {
+			return err
+		}
+		if x := k.newestExcluded(r.Relation.Name); x != nil && len(n.candidates) == 0 {
+			return x.Why
+		}
+	}
+	return nil
+}
+
+// newestExcluded is the newest version of a name that cannot be installed here.
+func (k *known) newestExcluded(name string) *Excluded {
+	for _, x := range slices.Backward(k.excluded) { // lowest first, by name
+		if x.Name == name {
+			return &x
+		}
+	}
+	return nil
+}
+
 // explain adds to a failed resolution what could not be chosen at all here.
 func (k *known) explain(err error) error {
 	var unsolvable *resolve.Unsolvable
@@ -133,9 +161,9 @@ func (k *known) explain(err error) error {
 	}
 	e := &UnsolvableError{Unsolvable: unsolvable}
 	text := unsolvable.Explain()
-	for _, x := range k.excluded {
-		if strings.Contains(text, x.Name) {
-			e.Excluded = append(e.Excluded, x)
+	for _, name := range names(k.names) {
+		if x := k.newestExcluded(name); x != nil && strings.Contains(text, name) {
+			e.Excluded = append(e.Excluded, *x)
 		}
 	}
 	return e
@@ -254,14 +282,19 @@ func (s *Session) settingInfos(ctx context.Context, packages map[string]*pack.Pa
 	if len(wanted) == 0 {
 		return nil, nil
 	}
-	rows, err := s.primary.conn.Query(ctx, "SELECT lower(name), context FROM pg_settings WHERE lower(name) = ANY ($1::text[])", wanted)
+	maySet := "false"
+	if s.primary.o.Major() >= 15 {
+		maySet = "has_parameter_privilege(w.name, 'SET')" // also of a parameter that nobody has defined
+	}
+	rows, err := s.primary.conn.Query(ctx, `
+SELECT w.name, coalesce(s.context, ''), `+maySet+` FROM unnest($1::text[]) AS w (name) LEFT JOIN pg_settings s ON lower(s.name) = w.name`, wanted)
 	if err != nil {
 		return nil, err
 	}
 	infos := map[string]settingInfo{}
 	var name string
 	var info settingInfo
-	_, err = pgx.ForEachRow(rows, []any{&name, &info.Context}, func() error { infos[name] = info; return nil })
+	_, err = pgx.ForEachRow(rows, []any{&name, &info.Context, &info.MaySet}, func() error { infos[name] = info; return nil })
 	return infos, err
 }
 

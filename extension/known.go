@@ -288,7 +288,7 @@ func (k *known) Near(name string) []string {
 	slices.Sort(all)
 	var near []string
 	for _, other := range slices.Compact(all) {
-		if len(near) < 5 && (distance(name, other) <= 1+len(name)/4 || len(name) > 2 && strings.Contains(other, name)) {
+		if other != name && len(near) < 5 && (distance(name, other) <= 1+len(name)/4 || len(name) > 2 && strings.Contains(other, name)) {
 			near = append(near, other)
 		}
 	}

@@ -194,8 +194,8 @@ type selection struct {
 
 // settingInfo is what pg_settings says of a parameter.
 type settingInfo struct {
-	Context string // "postmaster", "sighup", ...
-	List    bool   // GUC_LIST_QUOTE, of which core has few
+	Context string // "postmaster", "sighup", ...; empty: nobody has defined it
+	MaySet  bool   // by GRANT SET ON PARAMETER, from 15 on
 }
 
 // decide makes the plan. It is a pure function of its arguments.
@@ -407,18 +407,23 @@ func (p *Plan) addSettings(o *Observed, s *Step, req Request, sel selection) err
 		}
 	}
 	for _, set := range s.pkg.Conf {
+		info := sel.settings[strings.ToLower(set.Name)]
 		if set.Scope != pack.ScopeSystem {
-			if !o.Role.Superuser && strings.Contains(set.Name, ".") && !slices.Contains(o.Prefixes, prefixOf(set.Name)) && s.Mode != Native {
-				return &SettingError{Name: s.Name, Setting: set.Name, Role: o.Role.Name, SQL: settingSQL(o.Database, set, sel.settings[strings.ToLower(set.Name)].List)}
+			if !o.Role.Superuser && !info.MaySet && info.Context == "" && s.Mode != Native {
+				e := &SettingError{Name: s.Name, Setting: set.Name, Role: o.Role.Name, SQL: settingSQL(o.Database, set)}
+				if o.Major() >= 15 {
+					e.SQL = fmt.Sprintf("GRANT SET ON PARAMETER %s TO %s", quoteSetting(set.Name), quoteIdent(o.Role.Name))
+				}
+				return e
 			}
 			s.Settings = append(s.Settings, set)
-			s.SQL = append(s.SQL, settingSQL(o.Database, set, sel.settings[strings.ToLower(set.Name)].List))
+			s.SQL = append(s.SQL, settingSQL(o.Database, set))
 			continue
 		}
 		if !o.Role.Superuser {
 			return &SettingError{Name: s.Name, Setting: set.Name, Role: o.Role.Name, SQL: "ALTER SYSTEM SET " + quoteSetting(set.Name) + " = " + quoteLiteral(set.Value)}
 		}
-		change := SystemChange{Name: set.Name, Values: []string{set.Value}, For: s.Name, Restart: sel.settings[strings.ToLower(set.Name)].Context == "postmaster"}
+		change := SystemChange{Name: set.Name, Values: []string{set.Value}, For: s.Name, Restart: info.Context == "postmaster"}
 		if isLibraryList(set.Name) {
 			values, err := splitLibraries(set.Value)
 			if err != nil {
@@ -507,13 +512,13 @@ func isLibraryList(name string) bool {
 }
 
 // settingSQL applies a setting of scope database or role.
-func settingSQL(database string, set pack.Setting, list bool) string {
+func settingSQL(database string, set pack.Setting) string {
 	whom := "DATABASE " + quoteIdent(database)
 	if set.Scope == pack.ScopeRole {
 		whom = "ROLE " + quoteIdent(set.Role)
 	}
 	value := quoteLiteral(set.Value)
-	if list || isLibraryList(set.Name) || strings.EqualFold(set.Name, "search_path") {
+	if isLibraryList(set.Name) || strings.EqualFold(set.Name, "search_path") {
 		if values, err := splitLibraries(set.Value); err == nil && len(values) > 0 {
 			for i := range values {
 				values[i] = quoteLiteral(values[i])
