@@ -19,9 +19,6 @@ import (
 	"unicode/utf8"
 )
 
-// maxArchive is how many bytes an archive may have.
-const maxArchive = maxTotal
-
 // checkPath refuses a path that could lead out of a directory, or that could be
 // taken for another one.
 func checkPath(name string) error {
@@ -82,13 +79,15 @@ func (p *Package) WriteArchive(w io.Writer) (string, error) {
 	return hex.EncodeToString(hash.Sum(nil)), nil
 }
 
-// ReadArchive reads what WriteArchive writes, from whomever it comes: an archive
-// of any size takes no more than half a gigabyte of memory, and one that has
+// ReadArchive reads what WriteArchive writes, from whomever it comes: of an
+// archive of any size no more than half a gigabyte is unpacked, and one that has
 // anything but plain files with plain paths, a file twice, a file that is no
 // part of a package, or something behind its end, is refused.
-func ReadArchive(r io.Reader) (*Package, error) {
+func ReadArchive(r io.Reader) (*Package, error) { return readArchive(r, newLimit()) }
+
+func readArchive(r io.Reader, l *limit) (*Package, error) {
 	hash := sha256.New()
-	limited := &io.LimitedReader{R: r, N: maxArchive + 1}
+	limited := &io.LimitedReader{R: r, N: l.total + 1}
 	in := bufio.NewReader(io.TeeReader(limited, hash))
 	z, err := gzip.NewReader(in)
 	if err != nil {
@@ -96,8 +95,8 @@ func ReadArchive(r io.Reader) (*Package, error) {
 	}
 	z.Multistream(false)
 	// Beside the files themselves a tar file has headers and padding.
-	plain := &io.LimitedReader{R: z, N: maxTotal + maxEntries*4096}
-	a, l, t := tar.NewReader(plain), &limit{}, tree{}
+	plain := &io.LimitedReader{R: z, N: l.total + maxEntries*4096}
+	a, t := tar.NewReader(plain), tree{}
 	for {
 		h, err := a.Next()
 		if errors.Is(err, io.EOF) {
@@ -106,10 +105,10 @@ func ReadArchive(r io.Reader) (*Package, error) {
 		if err != nil {
 			return nil, fmt.Errorf("could not read archive: %w", err)
 		}
-		if err := t.admit(h); err != nil {
+		if err := t.admit(h, l); err != nil {
 			return nil, err
 		}
-		data, err := l.read(h.Name, a)
+		data, err := l.readAll(h.Name, a)
 		if err != nil {
 			return nil, err
 		}
@@ -119,13 +118,13 @@ func ReadArchive(r io.Reader) (*Package, error) {
 		return nil, err
 	}
 	if plain.N <= 0 {
-		return nil, fmt.Errorf("archive is refused: it is larger than %d bytes", maxTotal)
+		return nil, fmt.Errorf("archive is refused: it is larger than %d bytes", l.total)
 	}
 	if n, err := io.Copy(io.Discard, in); err != nil || n > 0 {
 		return nil, errors.Join(errors.New("archive is refused: something stands behind its end"), err)
 	}
 	if limited.N <= 0 {
-		return nil, fmt.Errorf("archive is refused: it is larger than %d bytes", maxArchive)
+		return nil, fmt.Errorf("archive is refused: it is larger than %d bytes", l.total)
 	}
 	for name := range t {
 		for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
@@ -152,7 +151,7 @@ func ReadArchive(r io.Reader) (*Package, error) {
 }
 
 // admit refuses entries of an archive that are not what WriteArchive writes.
-func (t tree) admit(h *tar.Header) error {
+func (t tree) admit(h *tar.Header, l *limit) error {
 	if h.Typeflag != tar.TypeReg {
 		return fmt.Errorf("archive is refused: %q is not a regular file", h.Name)
 	}
@@ -165,8 +164,8 @@ func (t tree) admit(h *tar.Header) error {
 	if len(t) >= maxEntries {
 		return fmt.Errorf("archive is refused: it has more than %d files", maxEntries)
 	}
-	if h.Size > maxFile {
-		return fmt.Errorf("archive is refused: %q is larger than %d bytes", h.Name, maxFile)
+	if h.Size > l.file {
+		return fmt.Errorf("archive is refused: %q is larger than %d bytes", h.Name, l.file)
 	}
 	return nil
 }

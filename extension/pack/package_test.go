@@ -202,22 +202,27 @@ func TestArchiveRefused(t *testing.T) {
 	if _, err := ReadArchive(bytes.NewReader(with())); err != nil {
 		t.Fatal(err)
 	}
-	bomb := func() []byte {
+	// Limits are lowered for these, to spare the machine.
+	const total, perFile = 4 << 20, 2 << 20
+	bomb := func(files int, size int64, behind int) []byte {
 		var b bytes.Buffer
-		z, _ := gzip.NewWriterLevel(&b, gzip.BestSpeed)
+		z := gzip.NewWriter(&b)
 		w := tar.NewWriter(z)
-		zeros := make([]byte, 1<<20)
-		for _, name := range []string{"lib/a.so", "lib/b.so", "lib/c.so"} {
-			if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: 200 << 20}); err != nil {
+		for i := range files {
+			if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprintf("lib/%d.so", i), Size: size}); err != nil {
 				t.Fatal(err)
 			}
-			for range 200 {
-				if _, err := w.Write(zeros); err != nil {
-					t.Fatal(err)
-				}
+			if _, err := w.Write(make([]byte, size)); err != nil {
+				t.Fatal(err)
 			}
 		}
-		if err := errors.Join(w.Close(), z.Close()); err != nil {
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := z.Write(make([]byte, behind)); err != nil {
+			t.Fatal(err)
+		}
+		if err := z.Close(); err != nil {
 			t.Fatal(err)
 		}
 		return b.Bytes()
@@ -264,11 +269,14 @@ func TestArchiveRefused(t *testing.T) {
 		{"no control", tarGz(t, file("install.sql")), "no control file"},
 		{"bad script", tarGz(t, file("control"), tar.Header{Typeflag: tar.TypeReg, Name: "install.sql", PAXRecords: map[string]string{"text": "COMMIT"}}), "transaction control"},
 		{"large control", tarGz(t, tar.Header{Typeflag: tar.TypeReg, Name: "control", PAXRecords: map[string]string{"text": strings.Repeat("#", maxText+1)}}), "control: file is larger than"},
-		{"bomb", bomb(), "package is larger than"},
+		{"bomb of many files", bomb(6, perFile/2, 0), "lib/4.so: package is larger than 4194304 bytes"},
+		{"bomb of one file", bomb(1, perFile+1, 0), `"lib/0.so" is larger than 2097152 bytes`},
+		{"bomb behind the files", bomb(1, 1, total+maxEntries*4096), "archive is refused: it is larger than 4194304 bytes"},
+		{"large as it is", append(with(), make([]byte, total)...), "archive is refused: "},
 		{"says it is huge", huge(), `"lib/a.so" is larger than`},
 	} {
 		t.Run(tc.why, func(t *testing.T) {
-			if p, err := ReadArchive(bytes.NewReader(tc.data)); err == nil || !strings.Contains(err.Error(), tc.want) {
+			if p, err := readArchive(bytes.NewReader(tc.data), &limit{total: total, file: perFile}); err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("got %v, %v, want %s", p, err, tc.want)
 			}
 		})

@@ -347,7 +347,7 @@ func ReadZip(r io.ReaderAt, size int64) ([]*Package, error) {
 	if len(z.File) > maxEntries {
 		return nil, fmt.Errorf("zip file has more than %d entries", maxEntries)
 	}
-	t, l, top := tree{}, &limit{}, ""
+	t, l, top := tree{}, newLimit(), ""
 	for _, f := range z.File {
 		name := strings.TrimSuffix(f.Name, "/")
 		if err := checkPath(name); err != nil {
@@ -378,7 +378,7 @@ func ReadZip(r io.ReaderAt, size int64) ([]*Package, error) {
 		if err != nil {
 			return nil, fmt.Errorf("could not read %q in the zip file: %w", f.Name, err)
 		}
-		data, err := l.read(rest, content)
+		data, err := l.readAll(rest, content)
 		content.Close()
 		if err != nil {
 			return nil, err

@@ -59,34 +59,36 @@ func isLegal(base string) bool {
 	return false
 }
 
-// limit counts what is read.
-type limit struct{ total int64 }
+// A limit counts what is read, and says how much may be.
+type limit struct{ read, total, file int64 }
 
-func (l *limit) read(name string, r io.Reader) ([]byte, error) {
-	most := int64(maxFile)
+func newLimit() *limit { return &limit{total: maxTotal, file: maxFile} }
+
+func (l *limit) readAll(name string, r io.Reader) ([]byte, error) {
+	most := l.file
 	switch path.Ext(name) {
 	case ".control", ".conf", ".json", "":
 		if !strings.Contains(name, "/") {
-			most = maxText
+			most = min(most, maxText)
 		}
 	}
-	data, err := io.ReadAll(io.LimitReader(r, min(most, maxTotal-l.total)+1))
+	data, err := io.ReadAll(io.LimitReader(r, min(most, l.total-l.read)+1))
 	if err != nil {
 		return nil, fmt.Errorf("could not read %s: %w", name, err)
 	}
-	l.total += int64(len(data))
+	l.read += int64(len(data))
 	switch {
 	case int64(len(data)) > most:
 		return nil, &Error{File: name, Message: fmt.Sprintf("file is larger than %d bytes", most)}
-	case l.total > maxTotal:
-		return nil, &Error{File: name, Message: fmt.Sprintf("package is larger than %d bytes", maxTotal)}
+	case l.read > l.total:
+		return nil, &Error{File: name, Message: fmt.Sprintf("package is larger than %d bytes", l.total)}
 	}
 	return data, nil
 }
 
 // walk reads a directory. Folders that begin with a dot are left out.
 func walk(fsys fs.FS) (tree, error) {
-	t, l := tree{}, &limit{}
+	t, l := tree{}, newLimit()
 	err := fs.WalkDir(fsys, ".", func(name string, d fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
@@ -129,7 +131,7 @@ func (t tree) load(fsys fs.FS, name string, l *limit) error {
 		}
 		return &Error{File: name, Message: "not a regular file"}
 	}
-	data, err := l.read(name, f)
+	data, err := l.readAll(name, f)
 	if err != nil {
 		return err
 	}
@@ -178,7 +180,7 @@ func ReadNative(fsys fs.FS, name string) (*Package, error) {
 		}
 		return t.native(name)
 	}
-	t, l := tree{}, &limit{}
+	t, l := tree{}, newLimit()
 	for _, e := range entries {
 		n := e.Name()
 		if n == name+".control" || strings.HasPrefix(n, name+"--") && (strings.HasSuffix(n, ".sql") || strings.HasSuffix(n, ".control")) {
