@@ -60,7 +60,11 @@ type DependentsError struct {
 }
 
 func (e *DependentsError) Error() string {
-	return fmt.Sprintf("cannot uninstall %s: %s need it", e.Name, strings.Join(e.Dependents, ", "))
+	verb := "need"
+	if len(e.Dependents) == 1 {
+		verb = "needs"
+	}
+	return fmt.Sprintf("cannot uninstall %s: %s %s it", e.Name, strings.Join(e.Dependents, ", "), verb)
 }
 
 // A RestartError says that the server must be restarted before the rest can be

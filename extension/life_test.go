@@ -158,7 +158,7 @@ CREATE TYPE colour AS ENUM ('red', 'green', 'blue');
 CREATE TABLE goods (id serial PRIMARY KEY, what text, c colour, price numeric);
 CREATE FUNCTION price(int) RETURNS numeric LANGUAGE sql AS $$ SELECT price FROM goods WHERE id = $1 $$;
 -- shop-2.0/uninstall.sql --
-DROP FUNCTION price(int);
+DROP FUNCTION @extschema@.price(int);
 DROP TABLE goods;
 DROP TYPE colour;
 -- shop-2.0/upgrade/1.0--2.0.sql --

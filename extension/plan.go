@@ -215,7 +215,7 @@ func decide(o *Observed, req Request, s selection) (*Plan, error) {
 		}
 		if c.Version == "" {
 			in, _ := o.Find(c.Name) // the resolver takes away only what is there
-			step, err := uninstallStep(o, in, req.Cascade)
+			step, err := uninstallStep(o, in, req.Cascade, schemas)
 			if err != nil {
 				return nil, err
 			}
@@ -369,7 +369,7 @@ func (s *Step) nativeSQL(of offer) string {
 }
 
 // uninstallStep plans how an extension goes.
-func uninstallStep(o *Observed, in *Installed, cascade bool) (Step, error) {
+func uninstallStep(o *Observed, in *Installed, cascade bool, schemas map[string]string) (Step, error) {
 	s := Step{Action: Uninstall, Name: in.Name, From: in.Version, Mode: in.Mode, Schema: in.Schema, cascade: cascade, in: in}
 	if in.Mode != Module {
 		behaviour := " RESTRICT"
@@ -378,7 +378,13 @@ func uninstallStep(o *Observed, in *Installed, cascade bool) (Step, error) {
 		}
 		s.SQL = []string{"DROP EXTENSION " + quoteIdent(in.Name) + behaviour}
 	} else if in.Entry != nil && len(in.Entry.Uninstall) > 0 {
-		statements, err := script.Split("uninstall.sql", in.Entry.Uninstall)
+		text, err := script.Substitute(in.Entry.Uninstall, script.Substitution{
+			File: "uninstall.sql", Schema: in.Schema, Owner: o.Role.Name, Required: schemas,
+		})
+		if err != nil {
+			return s, fmt.Errorf("%s: %w", in.Name, err)
+		}
+		statements, err := script.Split("uninstall.sql", text)
 		if err != nil {
 			return s, fmt.Errorf("%s: %w", in.Name, err)
 		}

@@ -125,6 +125,9 @@ func (s *Session) Why(ctx context.Context, name string) (*Why, error) {
 		w.NeededBy = resolve.Dependents(problem, name)
 	}
 	for _, c := range slices.Backward(n.candidates) {
+		if installed && c.Version == in.Version {
+			continue
+		}
 		text := c.Version + " from " + c.From
 		if choice, ok := n.modes[c.Version]; ok {
 			text += fmt.Sprintf(", mode %s: %s", choice.Mode, choice.Why)
