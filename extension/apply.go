@@ -502,13 +502,14 @@ func (r *runner) run(ctx context.Context, s *Step, sc stepScript) (dumped []conf
 		} else if skip {
 			continue
 		}
-		if _, err := pc.Exec(ctx, st.SQL).ReadAll(); err != nil {
+		// By the extended protocol, in which one statement cannot be two.
+		if err := pc.ExecParams(ctx, st.SQL, nil, nil, nil, nil).Read().Err; err != nil {
 			return nil, scriptError(s, st, err)
 		}
 		if !r.s.cfg.enforced(Transaction) {
 			continue
 		}
-		if pc.TxStatus() != 'T' || pc.ParameterStatus("standard_conforming_strings") != "on" {
+		if pc.TxStatus() != 'T' || pc.ParameterStatus("standard_conforming_strings") != "on" || pc.ParameterStatus("client_encoding") != "UTF8" {
 			return nil, &RuleError{Name: s.Name, Version: s.To, Rule: Transaction, What: []string{fmt.Sprintf("%s:%d", st.File, st.Line)}}
 		}
 	}
@@ -519,12 +520,13 @@ func (r *runner) run(ctx context.Context, s *Step, sc stepScript) (dumped []conf
 	if before != after && r.s.cfg.enforced(Transaction) {
 		return nil, &RuleError{Name: s.Name, Version: s.To, Rule: Transaction, What: []string{sc.file}}
 	}
-	_, err = pc.Exec(ctx, "RESET ROLE; "+sessionPath).ReadAll()
+	_, err = pc.Exec(ctx, afterScript).ReadAll()
 	return dumped, err
 }
 
-// sessionPath is the search_path of everything that is not a script.
-const sessionPath = "SET LOCAL search_path = pg_catalog, pg_temp"
+// afterScript undoes what a script may have set.
+const afterScript = `RESET SESSION AUTHORIZATION; RESET ROLE; SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL client_min_messages = warning; SET LOCAL check_function_bodies = on`
 
 // scriptSettings are those that CREATE EXTENSION executes scripts with.
 func (r *runner) scriptSettings(ctx context.Context, s *Step) error {

@@ -167,7 +167,7 @@ func connect(ctx context.Context, conninfo string) (*pgx.Conn, error) {
 
 // sessionSQL is said first in every session.
 const sessionSQL = `SET search_path = pg_catalog, pg_temp; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0;
-SET standard_conforming_strings = on; SET client_min_messages = warning; SET jit = off`
+SET standard_conforming_strings = on; SET client_encoding = 'UTF8'; SET client_min_messages = warning; SET jit = off`
 
 // node is how people call the server of a session.
 func nodeName(conn *pgx.Conn) string {
