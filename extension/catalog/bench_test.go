@@ -26,8 +26,8 @@ func BenchmarkDifference(b *testing.B) {
 	if err := conn.QueryRow(ctx, `SELECT (SELECT count(*) FROM pg_class) + (SELECT count(*) FROM pg_type) + (SELECT count(*) FROM pg_constraint) + (SELECT count(*) FROM pg_proc)`).Scan(&count); err != nil {
 		b.Fatal(err)
 	}
-	b.ReportMetric(float64(count), "objects")
 	b.ReportAllocs()
+	defer func() { b.ReportMetric(float64(count), "objects") }()
 	for b.Loop() {
 		tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
 		if err != nil {

@@ -297,8 +297,8 @@ END
 $function$;
 
 -- _ours is whether our transaction has written a row that is visible. t is its
--- id, ceiling the end of the snapshot: rows behind that are visible only to those
--- who have written them.
+-- id, ceiling the end of the snapshot by which the row is visible: rows behind that
+-- are visible only to those who have written them.
 CREATE OR REPLACE FUNCTION extension._ours(row_xmin xid, t bigint, ceiling bigint) RETURNS boolean
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $function$
 DECLARE
@@ -318,13 +318,14 @@ $function$;
 
 -- _scan lists all objects (part is NULL), and all rows that a transaction as new
 -- as ours has written: those of an object itself (part is ''), and those that are
--- a part of one. mark is that version of that row.
-CREATE OR REPLACE FUNCTION extension._scan() RETURNS TABLE (classid oid, objid oid, part text, mark text, row_xmin xid)
+-- a part of one. mark is that version of that row. Whether a row is ours is asked
+-- within the statement that sees it: another one would see more.
+CREATE OR REPLACE FUNCTION extension._scan() RETURNS TABLE (classid oid, objid oid, part text, mark text, ours boolean)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $function$
 DECLARE
 	c record;
+	t bigint := pg_current_xact_id()::text::bigint; -- age() counts from it
 BEGIN
-	PERFORM pg_current_xact_id(); -- age() counts from it
 	FOR c IN SELECT * FROM (VALUES
 		(1259, 'pg_class', 'oid', 'true'), (1255, 'pg_proc', 'oid', 'true'), (1247, 'pg_type', 'oid', 'true'), (2605, 'pg_cast', 'oid', 'true'),
 		(3456, 'pg_collation', 'oid', 'true'), (2606, 'pg_constraint', 'oid', 'true'), (2607, 'pg_conversion', 'oid', 'true'), (2604, 'pg_attrdef', 'oid', 'true'),
@@ -337,19 +338,21 @@ BEGIN
 		(6106, 'pg_publication_rel', 'oid', 'true'), (6237, 'pg_publication_namespace', 'oid', 'true'), (3576, 'pg_transform', 'oid', 'true')
 	) v(class, name, col, cond) LOOP
 		CONTINUE WHEN to_regclass('pg_catalog.' || c.name) IS NULL; -- of a later server version
-		RETURN QUERY EXECUTE format($q$SELECT %s::oid, x.oid, NULL::text, NULL::text, NULL::xid FROM pg_catalog.%I x$q$, c.class, c.name);
-		RETURN QUERY EXECUTE format($q$SELECT %s::oid, x.oid, '', %L || x.ctid::text || x.xmin::text, x.xmin FROM pg_catalog.%I x WHERE age(x.xmin) <= 0 AND %s$q$, c.class, c.name, c.name, c.cond);
+		RETURN QUERY EXECUTE format($q$SELECT %s::oid, x.oid, NULL::text, NULL::text, false FROM pg_catalog.%I x$q$, c.class, c.name);
+		RETURN QUERY EXECUTE format($q$SELECT %s::oid, x.oid, '', %L || x.ctid::text || x.xmin::text, extension._ours(x.xmin, %s, pg_snapshot_xmax(pg_current_snapshot())::text::bigint)
+			FROM pg_catalog.%I x WHERE age(x.xmin) <= 0 AND %s$q$, c.class, c.name, t, c.name, c.cond);
 	END LOOP;
-	RETURN QUERY SELECT 1418::oid, x.umid, NULL::text, NULL::text, NULL::xid FROM pg_user_mappings x;
+	RETURN QUERY SELECT 1418::oid, x.umid, NULL::text, NULL::text, false FROM pg_user_mappings x;
 	FOR c IN SELECT * FROM (VALUES
 		('pg_rewrite', '1259', 'ev_class', 'query', $q$x.rulename = '_RETURN'$q$), ('pg_attribute', '1259', 'attrelid', 'column', 'true'), ('pg_attrdef', '1259', 'adrelid', 'column default', 'true'), ('pg_index', '1259', 'indexrelid', 'index', 'true'),
 		('pg_sequence', '1259', 'seqrelid', 'sequence', 'true'), ('pg_inherits', '1259', 'inhrelid', 'parent', 'true'), ('pg_partitioned_table', '1259', 'partrelid', 'partition key', 'true'),
 		('pg_foreign_table', '1259', 'ftrelid', 'foreign table', 'true'), ('pg_enum', '1247', 'enumtypid', 'enum label', 'true'), ('pg_range', '1247', 'rngtypid', 'range', 'true'),
 		('pg_aggregate', '1255', 'aggfnoid', 'aggregate', 'true'), ('pg_ts_config_map', '3602', 'mapcfg', 'mapping', 'true'), ('pg_description', 'x.classoid', 'objoid', 'comment', 'true'),
-		('pg_seclabel', 'x.classoid', 'objoid', 'security label', 'true'), ('pg_depend', 'x.classid', 'objid', 'membership in extension', $q$x.deptype IN ('e', 'x')$q$)
+		('pg_seclabel', 'x.classoid', 'objoid', 'security label', 'true'), ('pg_depend', 'x.classid', 'objid', 'membership in extension', $q$x.deptype IN ('e', 'x')$q$),
+		('pg_depend', '1418', 'objid', '', 'x.classid = 1418') -- user mappings, whose table may be closed to us
 	) v(name, class, col, part, cond) LOOP
-		RETURN QUERY EXECUTE format($q$SELECT (%s)::oid, x.%I::oid, %L::text, %L || x.ctid::text || x.xmin::text, x.xmin FROM pg_catalog.%I x WHERE age(x.xmin) <= 0 AND %s$q$,
-			c.class, c.col, c.part, c.name, c.name, c.cond);
+		RETURN QUERY EXECUTE format($q$SELECT (%s)::oid, x.%I::oid, %L::text, %L || x.ctid::text || x.xmin::text, extension._ours(x.xmin, %s, pg_snapshot_xmax(pg_current_snapshot())::text::bigint)
+			FROM pg_catalog.%I x WHERE age(x.xmin) <= 0 AND %s$q$, c.class, c.col, c.part, c.name, t, c.name, c.cond);
 	END LOOP;
 END
 $function$;
@@ -391,15 +394,12 @@ $function$;
 CREATE OR REPLACE FUNCTION extension._difference(before extension._snapshot)
 RETURNS TABLE (what text, classid oid, objid oid, parts text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $function$
-DECLARE
-	t bigint := pg_current_xact_id()::text::bigint;
-	ceiling bigint := pg_snapshot_xmax(pg_current_snapshot())::text::bigint;
 BEGIN
 	RETURN QUERY
 	WITH scan AS MATERIALIZED (SELECT s.*, s.classid::bigint << 32 | s.objid::bigint AS id FROM extension._scan() s),
 	was AS MATERIALIZED (SELECT u.id FROM unnest(before.objects) u(id)),
 	fresh AS MATERIALIZED (
-		SELECT s.* FROM scan s WHERE s.part IS NOT NULL AND extension._ours(s.row_xmin, t, ceiling) AND s.mark <> ALL (before.written)),
+		SELECT s.* FROM scan s WHERE s.part IS NOT NULL AND s.ours AND s.mark <> ALL (before.written)),
 	same AS MATERIALIZED (SELECT r.id >> 32 AS oid FROM extension._relations(before.seed) r(id) JOIN unnest(before.relations) b(id) ON b.id = r.id)
 	SELECT CASE WHEN w.id IS NULL THEN 'created' ELSE 'changed' END, f.classid, f.objid,
 		string_agg(DISTINCT CASE WHEN f.part <> '' THEN f.part
@@ -407,8 +407,6 @@ BEGIN
 	FROM fresh f LEFT JOIN was w ON w.id = f.id
 	WHERE w.id IS NOT NULL OR f.part = ''
 	GROUP BY w.id IS NULL, f.classid, f.objid, w.id
-	UNION ALL
-	SELECT 'created', s.classid, s.objid, '' FROM scan s LEFT JOIN was w ON w.id = s.id WHERE s.classid = 1418 AND s.part IS NULL AND w.id IS NULL
 	UNION ALL
 	SELECT 'dropped', (w.id >> 32)::oid, (w.id & 4294967295)::oid, '' FROM was w
 	WHERE NOT EXISTS (SELECT FROM scan s WHERE s.id = w.id AND s.part IS NULL)
