@@ -202,11 +202,28 @@ func ensure(ctx context.Context, q Querier) error {
 		if err != nil {
 			return err
 		}
-		if _, err := q.Exec(ctx, string(sql)); err != nil {
+		if err := execPinned(ctx, q, string(sql)); err != nil {
 			return fmt.Errorf("format %d: %w", n, err)
 		}
 	}
 	return nil
+}
+
+// execPinned executes commands of ours where no search_path can misdirect them,
+// and leaves what they made to the owner of the schema.
+func execPinned(ctx context.Context, q Querier, sql string) error {
+	owner, err := sqlFiles.ReadFile("owner.sql")
+	if err != nil {
+		return err
+	}
+	var path string
+	if err := q.QueryRow(ctx, `SELECT pg_catalog.quote_literal(pg_catalog.current_setting('search_path'))`).Scan(&path); err != nil {
+		return err
+	}
+	// Without arguments it is one message, and so one transaction if there is none.
+	_, err = q.Exec(ctx, "SET LOCAL search_path = pg_catalog, pg_temp;\n"+sql+"\n"+string(owner)+
+		"SELECT pg_catalog.set_config('search_path', "+path+", true)")
+	return err
 }
 
 // Read returns what the ledger has, nil if the database has none. A schema

@@ -174,6 +174,32 @@ func TestUpgrade(t *testing.T) {
 	})
 }
 
+// A superuser who brings somebody's ledger up to date leaves it to the owner.
+func TestSuperuser(t *testing.T) {
+	t.Parallel()
+	eachMajor(t, func(t *testing.T, s *pgtest.Server) {
+		ctx := context.Background()
+		first, err := os.ReadFile("format1.sql")
+		check(t, err)
+		conn := connect(t, s, "app", "app")
+		exec(t, conn, string(first))
+		super := connect(t, s, "app", "postgres")
+		exec(t, super, `CREATE SCHEMA trap; CREATE DOMAIN trap.text AS int; SET search_path = trap, pg_catalog`)
+		tx, err := super.Begin(ctx)
+		check(t, err)
+		check(t, ledger.Ensure(ctx, tx))
+		check(t, ledger.Bootstrap(ctx, tx))
+		check(t, ledger.Record(ctx, tx, ledger.Entry{Name: "foo", Version: "1", Mode: "native"}, nil))
+		expect(t, tx.Conn(), `SELECT pg_catalog.current_setting('search_path')`, "trap, pg_catalog")
+		check(t, tx.Commit(ctx))
+		check(t, ledger.Bootstrap(ctx, super))
+		check(t, ledger.Bootstrap(ctx, conn))
+		check(t, ledger.Record(ctx, conn, ledger.Entry{Name: "bar", Version: "1", Mode: "native"}, nil))
+		expect(t, conn, `SELECT DISTINCT pg_get_userbyid(proowner)::text FROM pg_proc WHERE pronamespace = 'extension'::regnamespace`, "app")
+		expect(t, conn, `SHOW search_path`, `"$user", public`)
+	})
+}
+
 // A schema of that name that is not ours is left alone, and one that somebody
 // else prepared is not trusted, above all by a superuser.
 func TestNotOurs(t *testing.T) {

@@ -38,8 +38,7 @@ func bootstrap(ctx context.Context, q Querier) error {
 		return err
 	}
 	sql := strings.Replace(string(text), "$describe$", catalog.DescribeSQL(), 1)
-	_, err = q.Exec(ctx, sql)
-	return err
+	return execPinned(ctx, q, sql)
 }
 
 // An UploadError says why a package cannot be installed from SQL.
