@@ -31,7 +31,7 @@ variables as psql. Exit status: 0 done, 1 failed, 2 a mistake in the command.
 // newRoot returns the whole command tree. A new noun is a file with a function
 // newNOUNCommand, a line here and a line in rootHelp.
 func newRoot() *cobra.Command {
-	return newGroup("rideau", rootHelp,
+	root := newGroup("rideau", rootHelp,
 		newDemoCommand(),
 		newBasebackupCommand(),
 		newBackupCommand(),
@@ -44,6 +44,24 @@ func newRoot() *cobra.Command {
 		newCompletionCommand(),
 		newVersionCommand(),
 	)
+	root.SetHelpCommand(newHelpCommand())
+	root.Version = thisBuild()
+	root.SetVersionTemplate("{{.Version}}\n")
+	return root
+}
+
+// newHelpCommand is the other way to ask for help: "rideau help wal fetch".
+func newHelpCommand() *cobra.Command {
+	cmd := newCommand("help [NOUN [VERB]]", rootHelp, func(cmd *cobra.Command, args []string) error {
+		asked, rest, err := cmd.Root().Find(args)
+		if err != nil || len(rest) > 0 {
+			return usageErrorf(cmd.Root(), "there is no help for %q", strings.Join(args, " "))
+		}
+		_, err = io.WriteString(cmd.OutOrStdout(), asked.Long)
+		return err
+	})
+	cmd.Hidden = true
+	return cmd
 }
 
 // newCommand returns a command that does something. The help is the manual of

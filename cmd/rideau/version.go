@@ -21,13 +21,18 @@ func newVersionCommand() *cobra.Command {
 		if err := arguments(cmd, args); err != nil {
 			return err
 		}
-		info, ok := debug.ReadBuildInfo()
-		if !ok {
-			return fmt.Errorf("could not read the build information of this program")
-		}
-		_, err := fmt.Fprintln(cmd.OutOrStdout(), describeBuild(info))
+		_, err := fmt.Fprintln(cmd.OutOrStdout(), thisBuild())
 		return err
 	})
+}
+
+// thisBuild says which rideau this is.
+func thisBuild() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok { // only if it was not built with modules, which it cannot be
+		return "rideau"
+	}
+	return describeBuild(info)
 }
 
 // describeBuild says in a line what Go recorded when it built this program.
