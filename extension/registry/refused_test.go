@@ -96,6 +96,15 @@ func TestRefused(t *testing.T) {
 			l.must(err)
 			l.put("1.root", l.signText(text, l.mallory))
 		}, open, Untrusted, "root 1 by ", true},
+		{"another registry that a trusted key signed and is not listed in", func(l *lab) {
+			l.must(os.RemoveAll(l.dir))
+			r := &root{ID: strings.Repeat("ab", 16), Version: 1, Expires: l.now.Add(day), Policy: Policy{
+				Name: "acme", Root: Role{Keys: pubs(l.mallory)}, Index: Role{Keys: pubs(l.mallory)}}}
+			r.Policy.fill()
+			text, err := r.encode()
+			l.must(err)
+			l.put("1.root", l.signText(text, l.mallory, l.root1))
+		}, open, Untrusted, "root 1 by ", true},
 
 		// Keys that may sign something else.
 		{"the timestamp by the key of the index", func(l *lab) { l.stampWith(func(ts *timestamp) { ts.Version++ }, l.index) }, open, BadSignature, "0 of the 1", false},
@@ -380,6 +389,27 @@ func TestForget(t *testing.T) {
 	}
 }
 
+// Of two clients at once, the one that saw the older state does not undo what the
+// other remembers.
+func TestMemoryOnlyGrows(t *testing.T) {
+	ctx := context.Background()
+	l := newLab(t)
+	l.publish("foo", "1")
+	l.mustOpen()
+	m := memories{l.options.State}
+	newer, err := m.recall(l.dir)
+	l.must(err)
+	if newer.Timestamp != 2 || newer.Index != 2 {
+		t.Fatalf("remembered %+v", newer)
+	}
+	older := newer
+	older.Timestamp, older.Index, older.SHA256 = 1, 1, digest{1}
+	l.must(m.keep(ctx, older, 1))
+	if got, err := m.recall(l.dir); err != nil || got.Timestamp != 2 || got.Index != 2 || got.SHA256 != newer.SHA256 {
+		t.Errorf("remembered %+v, %v", got, err)
+	}
+}
+
 // A memory that is damaged is no fresh start.
 func TestMemoryIsNotLostInSilence(t *testing.T) {
 	l := newLab(t)
@@ -554,7 +584,19 @@ func TestOneKeyIsNotTwo(t *testing.T) {
 	if err := Init(context.Background(), l.dir, p, l.options, l.keys()...); err == nil || !strings.Contains(err.Error(), "twice") {
 		t.Errorf("made with one key under two names: %v", err)
 	}
-	if got := signers(nil, nil, []PublicKey{twin}); len(got) != 0 {
-		t.Error("signed by nothing")
+	// The same signature under both ids.
+	payload := []byte("{}\n")
+	signatures, _, err := splitSigned(l.signText(payload, l.root1))
+	l.must(err)
+	lines := strings.SplitAfter(string(signatures[0]), "\n")
+	sig, err := base64.StdEncoding.DecodeString(strings.TrimSpace(lines[1]))
+	l.must(err)
+	sig[4] ^= 3
+	lines[1] = base64.StdEncoding.EncodeToString(sig) + "\n"
+	both := append(signatures, []byte(strings.Join(lines, "")))
+	for _, keys := range [][]PublicKey{{public(l.root1)}, {twin}, {public(l.root1), twin}, {twin, twin}} {
+		if got := signers(both, payload, keys); len(got) != 1 {
+			t.Errorf("%d signers of one key", len(got))
+		}
 	}
 }
