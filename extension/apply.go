@@ -349,7 +349,7 @@ func (r *runner) scripted(ctx context.Context, s *Step, done *StepReport) error 
 	if err != nil {
 		return err
 	}
-	parts, err := r.withParts(ctx, own)
+	parts, err := catalog.Parts(ctx, r.tx, own)
 	if err != nil {
 		return err
 	}
@@ -422,35 +422,6 @@ func (r *runner) members(ctx context.Context, s *Step) ([]catalog.Object, error)
 		return catalog.Members(ctx, r.tx, s.Name)
 	}
 	return r.moduleObjects(ctx, s.Name)
-}
-
-// withParts adds to objects what is a part of them and comes and goes with them:
-// a table's row type, its indexes, its TOAST table.
-func (r *runner) withParts(ctx context.Context, objects []catalog.Object) ([]catalog.Object, error) {
-	var classes, oids []uint32
-	for _, o := range objects {
-		classes, oids = append(classes, o.ClassID), append(oids, o.OID)
-	}
-	rows, err := r.tx.Query(ctx, `
-WITH RECURSIVE part (classid, objid) AS (
-  SELECT * FROM unnest($1::oid[], $2::oid[])
-  UNION
-  SELECT d.classid, d.objid FROM part JOIN pg_depend d ON d.refclassid = part.classid AND d.refobjid = part.objid
-  WHERE d.deptype IN ('i', 'a', 'P', 'S')
-)
-SELECT classid, objid FROM part`, classes, oids)
-	if err != nil {
-		return nil, err
-	}
-	all := slices.Clone(objects)
-	var part catalog.Object
-	_, err = pgx.ForEachRow(rows, []any{&part.ClassID, &part.OID}, func() error {
-		if !slices.ContainsFunc(objects, func(o catalog.Object) bool { return o.ClassID == part.ClassID && o.OID == part.OID }) {
-			all = append(all, part)
-		}
-		return nil
-	})
-	return all, err
 }
 
 // moduleObjects are the objects of a module that are still there.
@@ -745,7 +716,7 @@ func (r *runner) uninstall(ctx context.Context, s *Step, done *StepReport) error
 		return err
 	}
 	done.Objects = len(objects)
-	parts, err := r.withParts(ctx, objects)
+	parts, err := catalog.Parts(ctx, r.tx, objects)
 	if err != nil {
 		return err
 	}
