@@ -10,18 +10,56 @@ import (
 
 	"rideau/extension"
 	"rideau/extension/depend"
+	"rideau/extension/ledger"
 	"rideau/extension/pack"
 	"rideau/extension/registry"
 	"rideau/extension/resolve"
 	"rideau/extension/script"
 )
 
-// explainExtension explains the errors of extensions, packages and registries.
+// explainExtension explains the errors of extensions, packages and registries,
+// and what a server says to these commands.
 func explainExtension(err error) (explanation, bool) {
 	if e, ok := explainInstall(err); ok {
 		return e, true
 	}
-	return explainRegistry(err)
+	if e, ok := explainRegistry(err); ok {
+		return e, true
+	}
+	var ours *extensionError
+	if !errors.As(err, &ours) {
+		return explanation{}, false
+	}
+	var server *pgconn.PgError
+	if failed := connectErrors(err); len(failed) > 0 {
+		e := explainConnect(failed)
+		if _, server = connectCause(failed[0]); server != nil && server.Code == "28000" { // invalid_authorization_specification
+			e.hint = loginHint(server, failed[0])
+		}
+		return e, true
+	}
+	if !errors.As(err, &server) {
+		return explanation{}, false
+	}
+	e := explanation{message: strings.TrimSuffix(err.Error(), ": "+server.Error()), detail: serverSaid(server), hint: server.Hint}
+	if e.hint == "" && server.Code == "42501" { // insufficient_privilege
+		e.hint = mayNotHint
+	}
+	return e, true
+}
+
+const mayNotHint = "The role may not do that. Another role can install it, or another mode: rideau extension why NAME says which there are."
+
+// loginHint says what a role needs to log in.
+func loginHint(server *pgconn.PgError, failed *pgconn.ConnectError) string {
+	role, database := quoteIdentifier(failed.Config.User), quoteIdentifier(failed.Config.Database)
+	if failed.Config.Database == "" {
+		database = role // as libpq does
+	}
+	if strings.Contains(server.Message, "pg_hba.conf") {
+		return fmt.Sprintf("Add this line to the server's pg_hba.conf, before any that rejects, and reload it (SELECT pg_reload_conf()): hostssl %s %s %s scram-sha-256", database, role, addressIn(server.Message))
+	}
+	return fmt.Sprintf("On the server: CREATE ROLE %s LOGIN PASSWORD '...'. To own the database is enough for most extensions.", role)
 }
 
 // nothingChanged ends the details of errors in a transaction.
@@ -48,6 +86,10 @@ func explainInstall(err error) (explanation, bool) {
 		open       *extension.OpenSchemaError
 		setting    *extension.SettingError
 		adopt      *extension.AdoptError
+		notOurs    *ledger.NotOursError
+		format     *ledger.FormatError
+		upload     *ledger.UploadError
+		functions  *noFunctionsError
 		stale      *staleLockError
 		libraries  *libraryError
 		server     *pgconn.PgError
@@ -80,13 +122,20 @@ func explainInstall(err error) (explanation, bool) {
 		e.message = fmt.Sprintf("%s %s", rule.Name, strings.TrimPrefix(strings.SplitN(rule.Error(), ": ", 2)[0], rule.Name+" "))
 		e.detail = lines(rule.What) + "\n        " + nothingChanged
 		e.hint = ruleHint[rule.Rule]
+	case errors.As(err, &locked): // and what it waited for was in a script
+		e.detail = nothingChanged
+		if errors.As(locked.Err, &server) {
+			e.message = fmt.Sprintf("database %q was busy in each of %d tries", locked.Database, locked.Tries)
+			e.detail = serverSaid(server) + " " + nothingChanged
+		}
+		e.hint = "Try when less goes on, or wait longer for locks: --lock-timeout. rideau extension plan --rehearse shows which locks are needed."
 	case errors.As(err, &statement):
 		e.message = fmt.Sprintf("%s: could not execute %s:%d:%d", statement.Name, statement.File, statement.Line, statement.Column)
 		if errors.As(statement.Err, &server) {
 			e.detail = serverSaid(server)
 			e.hint = server.Hint
 			if e.hint == "" && server.Code == "42501" { // insufficient_privilege
-				e.hint = "The role may not do that. Another role can install it, or another mode: rideau extension why says which there are."
+				e.hint = mayNotHint
 			}
 		} else {
 			e.detail = statement.Err.Error()
@@ -97,13 +146,6 @@ func explainInstall(err error) (explanation, bool) {
 	case errors.As(err, &restart):
 		e.detail = "The setting was made. Nothing was done in the database yet."
 		e.hint = "Restart, then run the same command again."
-	case errors.As(err, &locked):
-		e.detail = nothingChanged
-		if errors.As(locked.Err, &server) {
-			e.message = fmt.Sprintf("database %q was busy in each of %d tries", locked.Database, locked.Tries)
-			e.detail = serverSaid(server) + " " + nothingChanged
-		}
-		e.hint = "Try when less goes on, or wait longer for locks: --lock-timeout. rideau extension plan --rehearse shows which locks are needed."
 	case errors.As(err, &skew):
 		e.message = "the nodes do not have the same files: after a failover the extension would not work"
 		var all []string
@@ -119,11 +161,23 @@ func explainInstall(err error) (explanation, bool) {
 		e.hint = fmt.Sprintf("Choose a schema of its own: --schema %s. Or REVOKE CREATE ON SCHEMA %s FROM %s. If you trust them: --allow-open-schema.",
 			quoteIdentifier(open.Name), quoteIdentifier(open.Schema), strings.Join(open.Who, ", "))
 	case errors.As(err, &setting):
-		e.hint = fmt.Sprintf("Have a superuser say: %s; and install it with --no-conf.", setting.SQL)
+		e.hint = fmt.Sprintf("Have a superuser say: %s. Then install it with --no-conf.", setting.SQL)
+		if strings.HasPrefix(setting.SQL, "GRANT ") {
+			e.hint = fmt.Sprintf("Have a superuser say: %s. Then the same command again; or leave foo.conf out with --no-conf.", setting.SQL)
+		}
 	case errors.As(err, &adopt):
 		e.message = fmt.Sprintf("cannot adopt %s %s: not all that it makes is in the database", adopt.Name, adopt.Version)
 		e.detail = lines(adopt.Missing)
 		e.hint = "Is it in another schema (--schema), or of another version (" + adopt.Name + "=VERSION)?"
+	case errors.As(err, &notOurs):
+		e.hint = "The schema \"extension\" is where it is recorded what is installed. Rename the one that is there: ALTER SCHEMA extension RENAME TO other."
+	case errors.As(err, &format):
+		e.hint = "Use the newer rideau that wrote it."
+	case errors.As(err, &functions):
+		e.hint = "Make them: rideau extension bootstrap."
+	case errors.As(err, &upload):
+		e.message = upload.Error()
+		e.hint = "rideau extension install can install it, where the server allows it."
 	case errors.As(err, &stale):
 		e.hint = "Write it anew, and look at what has changed: rideau extension lock."
 		var usage *usageError

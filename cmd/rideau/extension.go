@@ -46,13 +46,16 @@ fit together, in one transaction; or not at all, and says why.
     mirror       copy a registry
     trust        whose registries to believe
 
+    bootstrap    SELECT extension.install('foo'): the commands in SQL
+    upload       put packages where these find them
+
 "rideau extension VERB --help" explains one; doc/extension.md begins with
 nothing and ends with a package installed. Connections (-d) take the same
 strings and PG* variables as psql.
 `
 
 func newExtensionCommand() *cobra.Command {
-	return newGroup("extension", extensionHelp,
+	cmd := newGroup("extension", extensionHelp,
 		newExtensionListCommand(),
 		newExtensionSearchCommand(),
 		newExtensionShowCommand(),
@@ -73,7 +76,32 @@ func newExtensionCommand() *cobra.Command {
 		newExtensionRegistryCommand(),
 		newExtensionMirrorCommand(),
 		newExtensionTrustCommand(),
+		newExtensionBootstrapCommand(),
+		newExtensionUploadCommand(),
 	)
+	markErrors(cmd)
+	return cmd
+}
+
+// An extensionError is any error of these commands. A server's refusal means
+// something else here than where WAL is received: see explainExtension.
+type extensionError struct{ err error }
+
+func (e *extensionError) Error() string { return e.err.Error() }
+func (e *extensionError) Unwrap() error { return e.err }
+
+func markErrors(cmd *cobra.Command) {
+	if run := cmd.RunE; run != nil {
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			if err := run(cmd, args); err != nil {
+				return &extensionError{err}
+			}
+			return nil
+		}
+	}
+	for _, child := range cmd.Commands() {
+		markErrors(child)
+	}
 }
 
 // extensionTarget is where to install and from what: the options that every

@@ -302,6 +302,10 @@ func newTrustRemoveCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return trust.Remove(args[0])
+		if err := trust.Remove(args[0]); err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is no longer trusted\n", args[0])
+		return err
 	})
 }

@@ -500,14 +500,14 @@ func newRegistryRefreshCommand() *cobra.Command {
 		}
 		return change(cmd, args[0], &keys, func(w *registry.Writer, secret []registry.SecretKey) error {
 			return w.Refresh(cmd.Context(), secret...)
-		})
+		}, "signed anew: "+args[0])
 	})
 	keys.flags(cmd)
 	return cmd
 }
 
-// change opens a registry to change it with keys.
-func change(cmd *cobra.Command, location string, keys *keyring, do func(*registry.Writer, []registry.SecretKey) error) error {
+// change opens a registry, changes it with keys, and says what was done.
+func change(cmd *cobra.Command, location string, keys *keyring, do func(*registry.Writer, []registry.SecretKey) error, done string) error {
 	secret, err := keys.read(cmd)
 	if err != nil {
 		return err
@@ -516,7 +516,11 @@ func change(cmd *cobra.Command, location string, keys *keyring, do func(*registr
 	if err != nil {
 		return err
 	}
-	return errors.Join(do(w, secret), w.Close())
+	if err := errors.Join(do(w, secret), w.Close()); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(cmd.OutOrStdout(), done)
+	return err
 }
 
 const registryWithdrawHelp = `Usage: rideau extension registry withdraw REGISTRY NAME VERSION --key KEY
@@ -542,7 +546,7 @@ func newRegistryWithdrawCommand() *cobra.Command {
 		}
 		return change(cmd, args[0], &keys, func(w *registry.Writer, secret []registry.SecretKey) error {
 			return w.Withdraw(cmd.Context(), args[1], args[2], secret...)
-		})
+		}, fmt.Sprintf("withdrawn: %s %s", args[1], args[2]))
 	})
 	keys.flags(cmd)
 	return cmd
@@ -630,7 +634,11 @@ func newRegistryDraftCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return durable.WriteFile(output, text, 0o644)
+		if err := durable.WriteFile(output, text, 0o644); err != nil {
+			return fmt.Errorf("could not write the draft: %w", err)
+		}
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "draft of root: %s; sign it with rideau extension sign %s --key KEY\n", output, shellQuote(output))
+		return err
 	})
 	policy.flags(cmd)
 	cmd.Flags().StringVarP(&output, "output", "o", "", "")
@@ -663,7 +671,7 @@ func newRegistryReplaceCommand() *cobra.Command {
 		}
 		return change(cmd, args[0], &keys, func(w *registry.Writer, secret []registry.SecretKey) error {
 			return w.PutRoot(cmd.Context(), document, secret...)
-		})
+		}, "in force: "+args[1])
 	})
 	keys.flags(cmd)
 	return cmd
