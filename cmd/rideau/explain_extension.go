@@ -3,8 +3,10 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net/url"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -37,6 +39,14 @@ func explainExtension(err error) (explanation, bool) {
 			e.hint = loginHint(server, failed[0])
 		}
 		return e, true
+	}
+	var request *url.Error
+	if errors.As(err, &request) { // of HTTP: who asked for what comes first, then why not
+		hint := systemHint(err)
+		if hint == "" || errors.Is(err, syscall.ECONNREFUSED) {
+			hint = "Does the registry answer there? A mirror, or a copy in a directory, does as well."
+		}
+		return explanation{message: strings.TrimSuffix(err.Error(), request.Error()) + message(request.Err), hint: hint}, true
 	}
 	if !errors.As(err, &server) {
 		return explanation{}, false
@@ -238,6 +248,7 @@ func explainRegistry(err error) (explanation, bool) {
 		ambiguous *registry.Ambiguous
 		unsigned  *unsignedError
 		password  *noPasswordError
+		scratch   *scratchError
 		syntax    *depend.SyntaxError
 	)
 	switch {
@@ -261,6 +272,8 @@ func explainRegistry(err error) (explanation, bool) {
 		e.hint = "Sign it (rideau extension registry init, publish), or name the directory yourself: --registry."
 	case errors.As(err, &password):
 		e.hint = "Passwords are asked for on a terminal. Else give --password-file FILE: arguments and environment can be seen by others."
+	case errors.As(err, &scratch):
+		e.hint = "What it makes is found by installing it there. Install first what it depends on, or leave out -d."
 	case errors.As(err, &syntax):
 		e.hint = "Relations are written like this: bar (>= 1.1, < 2), baz | qux."
 	default:

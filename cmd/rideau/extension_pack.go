@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"rideau/extension"
+	"rideau/extension/depend"
 	"rideau/extension/pack"
 	"rideau/internal/durable"
 )
@@ -217,8 +219,24 @@ func (t *extensionTarget) rehearse(cmd *cobra.Command, pkg *pack.Package) (err e
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
+	for _, alternatives := range pkg.Control.Depends {
+		if !slices.ContainsFunc(alternatives, func(r depend.Relation) bool {
+			in, ok := s.Observed().Find(r.Name)
+			return r.Scope != depend.Database || ok && r.Range.Allows(in.Version, nil)
+		}) {
+			return &scratchError{pkg.Control.Name, s.Observed().Database, alternatives.String()}
+		}
+	}
 	pkg.Objects, err = s.Manifest(cmd.Context(), pkg)
 	return err
+}
+
+// A scratchError says that a package cannot be tried in a database that lacks what
+// it depends on.
+type scratchError struct{ name, database, relation string }
+
+func (e *scratchError) Error() string {
+	return fmt.Sprintf("%s depends on %s, which is not installed in database %q", e.name, e.relation, e.database)
 }
 
 // checkPackage reads the scripts of a package as an installation would, and says

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -67,7 +68,11 @@ func openRegistry(ctx context.Context, l registryLocation) (*registry.Registry, 
 			}
 			return registry.OpenPGXN(ctx, mirror, o)
 		}
-		return registry.OpenDirectory(l.location)
+		r, err := registry.OpenDirectory(l.location)
+		if errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("could not open registry %w", err)
+		}
+		return r, err
 	}
 	trust, o, err := trusting()
 	if err != nil {

@@ -202,7 +202,7 @@ func roff(line string) string {
 
 // The commands of the README and of the manual are there, with their options.
 func TestDocumentedCommands(t *testing.T) {
-	for _, file := range []string{"../../README.md", "../../doc/relay.md", "../../doc/basebackup.md", "../../doc/rideau.yaml"} {
+	for _, file := range []string{"../../README.md", "../../doc/relay.md", "../../doc/basebackup.md", "../../doc/extension.md", "../../doc/extension-guide.md", "../../examples/README.md", "../../doc/rideau.yaml"} {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"rideau/extension"
+	"rideau/extension/depend"
+	"rideau/extension/ledger"
+	"rideau/extension/pack"
+	"rideau/extension/registry"
+	"rideau/extension/resolve"
+	"rideau/extension/script"
+)
+
+// What went wrong with an extension, and what its user is told to do.
+func TestExplainExtension(t *testing.T) {
+	denied := &pgconn.PgError{Code: "42501", Message: "permission denied for schema x", Severity: "ERROR"}
+	tests := []struct {
+		name                  string
+		err                   error
+		message, detail, hint string // each a part
+	}{
+		{"packages that need each other", &resolve.CycleError{Names: []string{"a", "b"}},
+			"a and b depend on each other", "", "packages must be changed"},
+		{"no mode will do: each says why", &extension.ModeError{Name: "foo", Version: "1.0", Reasons: []string{"native: no files", "module: it has libraries"}},
+			"there is no way for foo 1.0 into this database", "native: no files\n        module: it has libraries", ""},
+		{"the database has moved since the plan", &extension.MovedError{Database: "app", Node: "db1:5432"},
+			`database "app" at db1:5432 is not as it was`, "Nothing was changed", "Make the plan anew"},
+		{"a script replaced another's function", &extension.RuleError{Name: "foo", Version: "1.0", Rule: extension.Replaced, What: []string{"function public.f() (prosrc)"}},
+			"foo 1.0 changes what is not its own", "function public.f() (prosrc)\n        All was rolled back", "CVE-2022-2625"},
+		{"IF NOT EXISTS passed over somebody's table", &extension.RuleError{Name: "foo", Version: "1.0", Rule: extension.Manifest, What: []string{"table t"}},
+			"foo 1.0 does not create what its package says", "table t", "CVE-2022-2625"},
+		{"a script that ends its transaction", &extension.RuleError{Name: "foo", Version: "1.0", Rule: extension.Transaction, What: []string{"install.sql:3"}},
+			"foo 1.0 ends the transaction", "install.sql:3", "could not be undone"},
+		{"a statement that the role may not execute", &extension.ScriptError{Name: "foo", File: "install.sql", Line: 7, Column: 3, Statement: "CREATE ROLE x", Err: denied},
+			"foo: could not execute install.sql:7:3", "The server said: permission denied for schema x (SQLSTATE 42501).\n        The statement: CREATE ROLE x", "Another role can install it"},
+		{"others need it", &extension.DependentsError{Name: "bar", Dependents: []string{"foo", "qux"}},
+			"cannot uninstall bar", "", "rideau extension uninstall foo qux bar"},
+		{"a restart comes first", &extension.RestartError{Nodes: []string{"db1:5432"}, Libraries: []string{"foo"}},
+			"foo must be loaded when the server starts", "Nothing was done in the database yet", "Restart, then run the same command again."},
+		{"a script waited for a lock, too long and too often: it is the lock that matters",
+			&extension.LockedError{Database: "app", Tries: 10, Err: &extension.ScriptError{Name: "foo", File: "install.sql", Line: 1, Column: 1, Err: &pgconn.PgError{Code: "55P03", Message: "canceling statement due to lock timeout"}}},
+			`database "app" was busy in each of 10 tries`, "lock timeout (SQLSTATE 55P03)", "--lock-timeout"},
+		{"another installation, all the time", &extension.LockedError{Database: "app", Tries: 10, Err: errors.New("somebody else installs extensions there")},
+			"somebody else installs", "nothing was changed", "Try when less goes on"},
+		{"a standby lacks a library: which file, where", &extension.SkewError{Problems: []extension.NodeProblem{{Node: "db2:5432", Extension: "hstore", File: "/usr/lib/postgresql/15/lib/hstore.so", What: "is missing"}}},
+			"the nodes do not have the same files", "db2:5432: /usr/lib/postgresql/15/lib/hstore.so, which hstore needs, is missing", "--allow-skew"},
+		{"not installed", &extension.NotInstalledError{Name: "foo", Database: "app"},
+			`extension "foo" is not installed in database "app"`, "", "rideau extension status"},
+		{"others may create in the schema", &extension.OpenSchemaError{Name: "foo", Schema: "public", Who: []string{"PUBLIC"}},
+			`foo cannot be installed into schema "public"`, "CVE-2020-14350", "--schema foo. Or REVOKE CREATE ON SCHEMA public FROM PUBLIC. If you trust them: --allow-open-schema."},
+		{"foo.conf wants more than the role may", &extension.SettingError{Name: "foo", Setting: "foo.x", Role: "alice", SQL: "ALTER DATABASE app SET foo.x = '1'"},
+			`foo.conf sets foo.x, which role "alice" may not`, "", "Have a superuser say: ALTER DATABASE app SET foo.x = '1'. Then install it with --no-conf."},
+		{"and a grant will do", &extension.SettingError{Name: "foo", Setting: "foo.x", Role: "alice", SQL: "GRANT SET ON PARAMETER foo.x TO alice"},
+			"foo.conf sets foo.x", "", "Then the same command again"},
+		{"what is to be adopted is not there", &extension.AdoptError{Name: "foo", Version: "1.0", Missing: []string{"function s.f()"}},
+			"cannot adopt foo 1.0", "function s.f()", "foo=VERSION"},
+		{"a lock file of other wishes", &staleLockError{"extensions.lock", "extensions.toml"},
+			"extensions.lock is not of this extensions.toml", "", "rideau extension lock"},
+		{"the server's libraries were upgraded", &libraryError{"extensions.lock", "app", []string{"hstore"}},
+			"the libraries of hstore", "not what would be used", "rideau extension lock"},
+		{"somebody else's schema extension", &ledger.NotOursError{},
+			"", "", "ALTER SCHEMA extension RENAME TO other"},
+		{"no script leads there", &pack.NoPathError{Name: "foo", From: "1.0", To: "2.0"},
+			`no update path from version "1.0" to version "2.0"`, "", "upgrade/FROM--TO.sql"},
+		{"several mistakes in a package, one a line", errors.Join(&pack.Error{File: "control", Line: 1, Column: 1, Message: "one"}, &pack.Error{File: "control", Line: 2, Column: 1, Message: "two"}),
+			"control:1:1: one", "control:2:1: two", "doc/extension.md"},
+		{"a script that cannot be cut", &script.Error{File: "install.sql", Line: 3, Column: 9, Message: "a string is not closed"},
+			"install.sql:3:9: a string is not closed", "", "doc/extension.md"},
+		{"a C extension as source", &pack.BuildError{Name: "foo", Why: "MODULES"},
+			`extension "foo" must be built`, "", "make install"},
+		{"a registry of a stranger", &registry.Refused{Location: "https://r", File: "1.root", Reason: registry.Untrusted},
+			"untrusted", "", "rideau extension trust add"},
+		{"a registry that nobody refreshed", &registry.Refused{Location: "https://r", File: "timestamp", Reason: registry.Expired},
+			"expired", "", "rideau extension registry refresh"},
+		{"an old state of it", &registry.Refused{Location: "https://r", File: "timestamp", Reason: registry.RolledBack},
+			"rolled back", "", "older state than you have seen"},
+		{"a tampered package", &registry.Refused{Location: "https://r", File: "blobs/x", Reason: registry.Mismatch},
+			"checksum mismatch", "", "tampered with"},
+		{"a plain directory in a file", &unsignedError{"packages"},
+			"nothing in it is signed", "must be signed", "--registry"},
+		{"nobody to ask for a password", &noPasswordError{"my.key"},
+			`no password for secret key "my.key"`, "", "--password-file FILE"},
+		{"a relation that cannot be read", fmt.Errorf("depends: %w", &depend.SyntaxError{Offset: 3, Message: "an operator is missing"}),
+			"at character 4", "", "bar (>= 1.1, < 2)"},
+		{"a server says no: what it says is about extensions, not about replication", fmt.Errorf("hstore: %w", denied),
+			"hstore", "permission denied for schema x", "rideau extension why"},
+		{"no answer from a web server", fmt.Errorf("could not open registry %q: %w", "https://r", &url.Error{Op: "Get", URL: "https://r/timestamp", Err: syscall.ECONNREFUSED}),
+			`could not open registry "https://r": connection refused`, "", "Does the registry answer there?"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			e := explain(&extensionError{tt.err})
+			for _, part := range [][3]string{{"message", e.message, tt.message}, {"detail", e.detail, tt.detail}, {"hint", e.hint, tt.hint}} {
+				if !strings.Contains(part[1], part[2]) {
+					t.Errorf("the %s is %q, want it to have %q", part[0], part[1], part[2])
+				}
+			}
+			if strings.Contains(e.hint, "REPLICATION") {
+				t.Errorf("the hint is for a relay: %s", e.hint)
+			}
+		})
+	}
+}
