@@ -52,11 +52,20 @@ func explainExtension(err error) (explanation, bool) {
 		return explanation{}, false
 	}
 	e := explanation{message: strings.TrimSuffix(err.Error(), ": "+server.Error()), detail: serverSaid(server), hint: server.Hint}
-	if e.hint == "" && server.Code == "42501" { // insufficient_privilege
+	if name := strings.TrimSuffix(e.message, ":"); depend.CheckName(name) == nil && !strings.Contains(name, " ") {
+		e.message = name + ": the server refused it"
+	}
+	switch {
+	case server.Code == "2BP01": // dependent_objects_still_exist
+		e.message = strings.Replace(e.message, "the server refused it", "other objects depend on it", 1)
+		e.hint = dependHint
+	case e.hint == "" && server.Code == "42501": // insufficient_privilege
 		e.hint = mayNotHint
 	}
 	return e, true
 }
+
+const dependHint = "Drop these first, or let them go too: --cascade. With --dry-run, first."
 
 const mayNotHint = "The role may not do that. Another role can install it, or another mode: rideau extension why NAME says which there are."
 
@@ -144,7 +153,10 @@ func explainInstall(err error) (explanation, bool) {
 		if errors.As(statement.Err, &server) {
 			e.detail = serverSaid(server)
 			e.hint = server.Hint
-			if e.hint == "" && server.Code == "42501" { // insufficient_privilege
+			switch {
+			case server.Code == "2BP01": // dependent_objects_still_exist
+				e.hint = dependHint
+			case e.hint == "" && server.Code == "42501": // insufficient_privilege
 				e.hint = mayNotHint
 			}
 		} else {

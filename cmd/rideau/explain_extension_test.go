@@ -92,6 +92,8 @@ func TestExplainExtension(t *testing.T) {
 			"at character 4", "", "bar (>= 1.1, < 2)"},
 		{"a server says no: what it says is about extensions, not about replication", fmt.Errorf("hstore: %w", denied),
 			"hstore", "permission denied for schema x", "rideau extension why"},
+		{"the user's own objects need it", fmt.Errorf("hstore: %w", &pgconn.PgError{Code: "2BP01", Message: "cannot drop extension hstore because other objects depend on it", Detail: "column h of table mine depends on type hstore", Hint: "Use DROP ... CASCADE to drop the dependent objects too."}),
+			"hstore: other objects depend on it", "column h of table mine", "--cascade"},
 		{"no answer from a web server", fmt.Errorf("could not open registry %q: %w", "https://r", &url.Error{Op: "Get", URL: "https://r/timestamp", Err: syscall.ECONNREFUSED}),
 			`could not open registry "https://r": connection refused`, "", "Does the registry answer there?"},
 	}

@@ -146,7 +146,8 @@ const extensionUninstallHelp = `Usage: rideau extension uninstall NAME... [optio
 
 Drops extensions from one database, in one transaction: exactly what was
 installed. It is refused, and nothing changed, if other extensions need them
-or if objects of yours depend on what would go. What foo.conf set is reset.
+or if objects of yours depend on what would go. What foo.conf set for the
+database or a role is reset; what it set for the whole server stays.
 
 Options:
     -d, --dbname CONNINFO
