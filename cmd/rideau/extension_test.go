@@ -23,6 +23,8 @@ import (
 //	database NAME             make a database owned by role owner, who is nobody
 //	                          special; $NAME is how owner connects to it, and
 //	                          $NAME_SUPER how a superuser does
+//	standby NAME              a standby of the server; $NAME_STANDBY is that
+//	                          database on it, for a superuser
 //	sql CONNINFO STATEMENT    rows become the output
 //	begin CONNINFO STATEMENT  leave a transaction open, until rollback
 //	rollback                  end it
@@ -97,6 +99,12 @@ func runExtensionScript(t *testing.T, file string, s *pgtest.Server, major int) 
 				s.Exec(fmt.Sprintf("CREATE DATABASE %s OWNER owner", name))
 				ts.Setenv(args[0], conninfo(name, "owner"))
 				ts.Setenv(args[0]+"_SUPER", conninfo(name, "postgres"))
+			},
+			"standby": func(ts *testscript.TestScript, _ bool, args []string) {
+				standby := s.Standby(pgtest.Options{Name: "s1"}, s.Conninfo("user=postgres"))
+				standby.Start()
+				standby.WaitLSN(s.LSN())
+				ts.Setenv(args[0]+"_STANDBY", standby.Conninfo("user=postgres")+" dbname="+story+"_"+args[0])
 			},
 			"sql": func(ts *testscript.TestScript, neg bool, args []string) {
 				out, err := run(args[0], strings.Join(args[1:], " "))
