@@ -76,6 +76,14 @@ func (s *Session) PlanAdopt(ctx context.Context, w Wish) (*Plan, error) {
 	if _, ok := o.Schemas[step.Schema]; !ok {
 		return nil, fmt.Errorf("schema %q is not in database %q; say where %s is", step.Schema, o.Database, w.Name)
 	}
+	problem, err := k.problem(nil, nil, nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	problem.Installed[w.Name] = k.candidate(offer{name: w.Name, version: step.To, release: chosen}, Module)
+	if wrong := broken(problem); len(wrong) > 0 {
+		return nil, fmt.Errorf("cannot adopt %s: %s", w.Name, strings.Join(wrong, "; "))
+	}
 	if !installed && pkg.Objects == nil {
 		// The same SQL as an installation, to see what it makes.
 		learn := step
@@ -122,6 +130,22 @@ func (r *runner) adopt(ctx context.Context, s *Step, done *StepReport) error {
 			missing.Missing = append(missing.Missing, objectText(pack.Object{Type: identities[i].Type, Names: identities[i].Names, Args: identities[i].Args}))
 		case o.Extension != "":
 			return fmt.Errorf("cannot adopt %s: %s is a member of extension %q", s.Name, o, o.Extension)
+		case o.Owner != "" && o.Owner != r.role:
+			return fmt.Errorf("cannot adopt %s: %s belongs to role %q, and not to %q", s.Name, o, o.Owner, r.role)
+		}
+	}
+	for _, other := range r.s.primary.o.Installed {
+		if other.Mode != Module {
+			continue
+		}
+		theirs, err := r.moduleObjects(ctx, other.Name)
+		if err != nil {
+			return err
+		}
+		for _, o := range found {
+			if slices.ContainsFunc(theirs, func(t catalog.Object) bool { return o.OID != 0 && t.ClassID == o.ClassID && t.OID == o.OID }) {
+				return fmt.Errorf("cannot adopt %s: %s is a part of %s", s.Name, o, other.Name)
+			}
 		}
 	}
 	if len(missing.Missing) > 0 {
@@ -133,18 +157,8 @@ func (r *runner) adopt(ctx context.Context, s *Step, done *StepReport) error {
 
 // absolute is the opposite of relative.
 func absolute(o pack.Object, schema string) catalog.Object {
-	swap := func(names []string) []string {
-		swapped := slices.Clone(names)
-		for i, n := range swapped {
-			if n == targetSchemaName {
-				swapped[i] = schema
-			} else if rest, ok := strings.CutPrefix(n, targetSchemaName+"."); ok {
-				swapped[i] = quoteIfNeeded(schema) + "." + rest
-			}
-		}
-		return swapped
-	}
-	return catalog.Object{Type: o.Type, Names: swap(o.Names), Args: swap(o.Args)}
+	o = swapObject(o, targetSchemaName, schema)
+	return catalog.Object{Type: o.Type, Names: o.Names, Args: o.Args}
 }
 
 // learn executes the script in a schema of its own, sees what it makes, and

@@ -37,6 +37,7 @@ type StepReport struct {
 	Objects int      `json:"objects"` // that the extension now has, or had
 	Created []string `json:"created,omitempty"`
 	Dropped []string `json:"dropped,omitempty"`
+	Others  []string `json:"others,omitempty"`
 }
 
 // A Lock is one that others will have to wait for: on a relation that was there
@@ -172,7 +173,7 @@ func (s *Session) transact(ctx context.Context, on *node, p *Plan, dry bool) (_ 
 			err = errors.Join(err, e)
 		}
 	}()
-	r := &runner{s: s, tx: tx, role: s.primary.o.Role.Name, root: on.store(dry)}
+	r := &runner{s: s, tx: tx, allowOpen: p.Request.AllowOpen, role: s.primary.o.Role.Name, root: on.store(dry)}
 	if _, err := tx.Exec(ctx, fmt.Sprintf("SET LOCAL lock_timeout = %d", s.cfg.LockTimeout.Milliseconds())); err != nil {
 		return nil, err
 	}

@@ -142,3 +142,14 @@ type UnsolvableError struct {
 }
 
 func (e *UnsolvableError) Unwrap() error { return e.Unsolvable }
+
+// A ModifiedError says that objects of a module are not as they were installed,
+// and would be dropped with it.
+type ModifiedError struct {
+	Name    string
+	Objects []string
+}
+
+func (e *ModifiedError) Error() string {
+	return fmt.Sprintf("cannot uninstall %s: changed since it was installed: %s", e.Name, joinSome(e.Objects, 5))
+}

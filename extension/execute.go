@@ -19,15 +19,25 @@ import (
 
 // A runner carries out steps in one transaction.
 type runner struct {
-	s      *Session
-	tx     pgx.Tx
-	role   string
-	root   string // where files were brought
-	report Report
+	s         *Session
+	tx        pgx.Tx
+	role      string // who we are in the step
+	allowOpen bool   // scripts may see schemas in which others create
+	become    string // SQL that makes us that, to be said after afterScript
+	root      string // where files were brought
+	report    Report
 }
 
 func (r *runner) step(ctx context.Context, s *Step) (*StepReport, error) {
 	done := &StepReport{Action: s.Action, Name: s.Name, From: s.From, To: s.To, Mode: s.Mode, Schema: s.Schema}
+	o := r.s.primary.o
+	r.role, r.become = o.Role.Name, ""
+	if as := o.actAs(); s.Mode == Module && as != "" {
+		r.role, r.become = as, "; SET LOCAL ROLE "+quoteIdent(as)
+	}
+	if err := r.exec(ctx, s, afterScript+r.become); err != nil {
+		return nil, err
+	}
 	var err error
 	switch {
 	case s.Action == Uninstall:
@@ -42,12 +52,36 @@ func (r *runner) step(ctx context.Context, s *Step) (*StepReport, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := r.exec(ctx, s, afterScript); err != nil {
+		return nil, err
+	}
 	for _, set := range s.Settings {
 		if err := r.exec(ctx, s, settingSQL(r.s.primary.o.Database, set)); err != nil {
 			return nil, err
 		}
 	}
+	for _, sql := range s.resets {
+		if err := r.exec(ctx, s, sql); err != nil {
+			return nil, err
+		}
+	}
 	return done, nil
+}
+
+// actAs is the role in whose name modules are installed and uninstalled, if not
+// in ours. What a ledger says is carried out with the rights of whoever could
+// have written it; and what a member of an owner role installs is the role's, so
+// that its other members can go on with it.
+func (o *Observed) actAs() string {
+	switch {
+	case o.Ledger.Owner != "":
+		if !o.Ledger.Trusted {
+			return o.Ledger.Owner
+		}
+	case !o.Role.Superuser && o.Role.Owner && o.Role.Name != o.Role.OwnerRole:
+		return o.Role.OwnerRole
+	}
+	return ""
 }
 
 // exec executes a statement of our own.
@@ -61,6 +95,13 @@ func (r *runner) exec(ctx context.Context, s *Step, sql string) error {
 // native has PostgreSQL do it.
 func (r *runner) native(ctx context.Context, s *Step, done *StepReport) error {
 	if s.Mode == Path && s.pkg != nil {
+		schemas := r.requiredSchemas(s)
+		if !s.MakeSchema {
+			schemas = append(schemas, s.Schema)
+		}
+		if err := r.closed(ctx, s, schemas); err != nil {
+			return err
+		}
 		if err := r.exec(ctx, s, "SET LOCAL extension_control_path = "+quoteLiteral(withElement(r.s.primary.o.ControlPath, r.root))); err != nil {
 			return err
 		}
@@ -68,7 +109,7 @@ func (r *runner) native(ctx context.Context, s *Step, done *StepReport) error {
 	if err := r.libraryPath(ctx, s); err != nil {
 		return err
 	}
-	for _, sql := range s.SQL[:len(s.SQL)-len(s.Settings)] {
+	for _, sql := range s.ddl {
 		if err := r.exec(ctx, s, sql); err != nil {
 			return err
 		}
@@ -79,7 +120,12 @@ func (r *runner) native(ctx context.Context, s *Step, done *StepReport) error {
 	}
 	done.Objects = len(members)
 	if s.pkg == nil {
-		return nil
+		if s.in == nil || s.in.Entry == nil {
+			return nil
+		}
+		entry := *s.in.Entry // what it depends on is what the last package said
+		entry.Version = s.To
+		return ledger.Record(ctx, r.tx, entry, nil)
 	}
 	if s.Action == Install && s.pkg.Objects != nil && s.To == sqlVersion(s.pkg.Control) && r.s.cfg.enforced(Manifest) {
 		if what := compareManifest(s.pkg.Objects, s.Schema, members); len(what) > 0 {
@@ -212,6 +258,10 @@ var (
 
 // run executes one file of a script.
 func (r *runner) run(ctx context.Context, s *Step, sc stepScript) (dumped []configDump, err error) {
+	settings, err := r.settings(ctx)
+	if err != nil {
+		return nil, err
+	}
 	if err := r.scriptSettings(ctx, s); err != nil {
 		return nil, err
 	}
@@ -249,20 +299,64 @@ func (r *runner) run(ctx context.Context, s *Step, sc stepScript) (dumped []conf
 	if before != after && r.s.cfg.enforced(Transaction) {
 		return nil, &RuleError{Name: s.Name, Version: s.To, Rule: Transaction, What: []string{sc.file}}
 	}
-	_, err = pc.Exec(ctx, afterScript).ReadAll()
-	return dumped, err
+	return dumped, r.restore(ctx, s, settings)
+}
+
+// settings are all parameters that a session can set.
+func (r *runner) settings(ctx context.Context) (map[string]string, error) {
+	rows, err := r.tx.Query(ctx, "SELECT name, setting FROM pg_catalog.pg_settings WHERE context OPERATOR(pg_catalog.=) ANY ('{user,superuser}')")
+	if err != nil {
+		return nil, err
+	}
+	settings := map[string]string{}
+	var name, value string
+	_, err = pgx.ForEachRow(rows, []any{&name, &value}, func() error { settings[name] = value; return nil })
+	return settings, err
+}
+
+// restore undoes what a script has set, as CREATE EXTENSION does: a plain SET
+// would hold for the next script, and for our own queries after the commit.
+func (r *runner) restore(ctx context.Context, s *Step, was map[string]string) error {
+	if err := r.exec(ctx, s, afterScript); err != nil {
+		return err
+	}
+	now, err := r.settings(ctx)
+	if err != nil {
+		return err
+	}
+	for _, name := range names(now) {
+		before, known := was[name]
+		if name == "role" || name == "session_authorization" || known && before == now[name] {
+			continue
+		}
+		if !known { // a parameter that a library has brought, or the script has made up
+			if err := r.exec(ctx, s, "RESET "+quoteSetting(name)); err != nil {
+				return err
+			}
+		} else if _, err := r.tx.Exec(ctx, "SELECT pg_catalog.set_config($1, $2, false)", name, before); err != nil {
+			return fmt.Errorf("%s: could not restore %s, which its script has set: %w", s.Name, name, err)
+		}
+	}
+	if r.become != "" {
+		return r.exec(ctx, s, strings.TrimPrefix(r.become, "; "))
+	}
+	return nil
 }
 
 // afterScript undoes what a script may have set.
-const afterScript = `RESET SESSION AUTHORIZATION; RESET ROLE; SET LOCAL search_path = pg_catalog, pg_temp;
-SET LOCAL client_min_messages = warning; SET LOCAL check_function_bodies = on`
+const afterScript = `RESET SESSION AUTHORIZATION; RESET ROLE; SET search_path = pg_catalog, pg_temp;
+SET client_min_messages = warning; SET check_function_bodies = on`
 
 // scriptSettings are those that CREATE EXTENSION executes scripts with.
 func (r *runner) scriptSettings(ctx context.Context, s *Step) error {
 	sql := "SET LOCAL check_function_bodies = off; SET LOCAL client_min_messages = warning"
 	if r.s.cfg.enforced(SearchPath) {
-		path := []string{quoteIdent(s.Schema)}
-		for _, schema := range r.requiredSchemas(s) {
+		schemas := append([]string{s.Schema}, r.requiredSchemas(s)...)
+		if err := r.closed(ctx, s, schemas); err != nil {
+			return err
+		}
+		var path []string
+		for _, schema := range schemas {
 			path = append(path, quoteIdent(schema))
 		}
 		sql += "; SET LOCAL search_path = " + strings.Join(append(path, "pg_temp"), ", ")
@@ -270,6 +364,25 @@ func (r *runner) scriptSettings(ctx context.Context, s *Step) error {
 		sql += "; SET LOCAL search_path TO DEFAULT"
 	}
 	return r.exec(ctx, s, sql)
+}
+
+// closed is rule OpenSchema for every schema that a script sees, as they are now.
+// The plan has looked at the target before; somebody may have opened it since.
+func (r *runner) closed(ctx context.Context, s *Step, schemas []string) error {
+	if r.allowOpen || !r.s.cfg.enforced(OpenSchema) {
+		return nil
+	}
+	for _, schema := range schemas {
+		var open []string
+		err := r.tx.QueryRow(ctx, "SELECT "+openTo+" FROM pg_catalog.pg_namespace n WHERE n.nspname = $1", schema).Scan(&open)
+		if err != nil {
+			return fmt.Errorf("%s: could not ask who may create in schema %q: %w", s.Name, schema, err)
+		}
+		if len(open) > 0 {
+			return &OpenSchemaError{Name: s.Name, Schema: schema, Who: open}
+		}
+	}
+	return nil
 }
 
 // requiredSchemas are those of the extensions that the package depends on.
@@ -447,27 +560,14 @@ func (r *runner) record(ctx context.Context, s *Step, objects []catalog.Object) 
 	return ledger.Record(ctx, r.tx, ledger.Entry{
 		Name: s.Name, Version: s.To, Mode: string(s.Mode), Schema: s.Schema, Control: c.Text,
 		Depends: c.Depends, Conflicts: slices.Concat(c.Conflicts, c.Breaks), Provides: c.Provides,
-		SHA256: s.SHA256, Settings: s.Settings, Uninstall: s.pkg.Uninstall,
+		SHA256: s.SHA256, Settings: s.recorded, Uninstall: s.pkg.Uninstall,
 	}, objects)
 }
 
 // uninstall removes an extension.
 func (r *runner) uninstall(ctx context.Context, s *Step, done *StepReport) error {
 	if s.Mode != Module {
-		members, err := catalog.Members(ctx, r.tx, s.Name)
-		if err != nil {
-			return err
-		}
-		done.Objects = len(members)
-		for _, sql := range s.SQL {
-			if err := r.exec(ctx, s, sql); err != nil {
-				return err
-			}
-		}
-		if s.in.Entry == nil {
-			return nil
-		}
-		return ledger.Forget(ctx, r.tx, s.Name)
+		return r.uninstallNative(ctx, s, done)
 	}
 	objects, err := r.moduleObjects(ctx, s.Name)
 	if err != nil {
@@ -493,6 +593,9 @@ func (r *runner) uninstall(ctx context.Context, s *Step, done *StepReport) error
 		}
 		return false
 	})
+	if err := r.unchanged(ctx, s, objects); err != nil {
+		return err
+	}
 	for _, sc := range s.scripts {
 		s.pkg = &pack.Package{Control: &pack.Control{Depends: s.in.Depends}}
 		if _, err := r.run(ctx, s, sc); err != nil {
@@ -514,22 +617,43 @@ func (r *runner) uninstall(ctx context.Context, s *Step, done *StepReport) error
 	if err != nil {
 		return err
 	}
-	if !s.cascade {
-		if err := r.onlyOwnDropped(ctx, s, s.From, diff, parts); err != nil {
+	s.To = s.From // what errors are about
+	if s.cascade {
+		diff.Changed = nil // what depended on it has lost something
+		if err := r.sayDropped(ctx, s, done, before, parts); err != nil {
 			return err
 		}
+	} else if err := r.onlyOwnDropped(ctx, s, s.From, diff, parts); err != nil {
+		return err
 	}
+	if err := judge(s, r.role, diff, parts, r.s.cfg.enforced); err != nil {
+		return err
+	}
+	if len(diff.Created) > 0 && r.s.cfg.enforced(Replaced) {
+		rule := &RuleError{Name: s.Name, Version: s.From, Rule: Replaced}
+		for _, o := range diff.Created {
+			rule.What = append(rule.What, o.String()+" (created by its uninstall.sql)")
+		}
+		return rule
+	}
+	s.To = ""
 	if schema != nil {
 		if err := r.dropSchema(ctx, s); err != nil {
 			return err
 		}
 	}
-	for _, sql := range resetSettings(r.s.primary.o, s.in) {
+	if err := ledger.Forget(ctx, r.tx, s.Name); err != nil {
+		return err
+	}
+	if err := r.exec(ctx, s, afterScript); err != nil {
+		return err
+	}
+	for _, sql := range resetSettings(r.s.primary.o, s.in, nil) {
 		if err := r.exec(ctx, s, sql); err != nil {
 			return err
 		}
 	}
-	return ledger.Forget(ctx, r.tx, s.Name)
+	return nil
 }
 
 // onlyOwnDropped is rule Replaced for what was dropped.
@@ -563,6 +687,78 @@ func (s *Session) nameDropped(ctx context.Context, dropped []catalog.Object) ([]
 	return what, nil
 }
 
+// uninstallNative drops an extension, and says what else a CASCADE has dropped.
+func (r *runner) uninstallNative(ctx context.Context, s *Step, done *StepReport) error {
+	members, err := catalog.Members(ctx, r.tx, s.Name)
+	if err != nil {
+		return err
+	}
+	done.Objects = len(members)
+	var before *catalog.Snapshot
+	if s.cascade {
+		if members, err = catalog.Parts(ctx, r.tx, members); err != nil {
+			return err
+		}
+		if before, err = catalog.Capture(ctx, r.tx); err != nil {
+			return err
+		}
+	}
+	for _, sql := range s.SQL {
+		if err := r.exec(ctx, s, sql); err != nil {
+			return err
+		}
+	}
+	if s.cascade {
+		if err := r.sayDropped(ctx, s, done, before, members); err != nil {
+			return err
+		}
+	}
+	if s.in.Entry == nil {
+		return nil
+	}
+	return ledger.Forget(ctx, r.tx, s.Name)
+}
+
+// sayDropped reports what went with an extension and was not a part of it.
+func (r *runner) sayDropped(ctx context.Context, s *Step, done *StepReport, before *catalog.Snapshot, own []catalog.Object) error {
+	diff, err := before.Difference(ctx, r.tx)
+	if err != nil {
+		return err
+	}
+	named, err := r.s.nameDropped(ctx, without(diff.Dropped, own))
+	for _, what := range named {
+		if !strings.HasPrefix(what, "extension "+s.Name+" ") {
+			done.Others = append(done.Others, strings.TrimSuffix(what, " (dropped)"))
+		}
+	}
+	return err
+}
+
+// unchanged refuses to drop what is not as it was installed: it may be
+// somebody's own by now, with data of his.
+func (r *runner) unchanged(ctx context.Context, s *Step, objects []catalog.Object) error {
+	recorded, err := ledger.Objects(ctx, r.tx, s.Name)
+	if err != nil {
+		return err
+	}
+	e := &ModifiedError{Name: s.Name}
+	for _, was := range recorded {
+		at := slices.IndexFunc(objects, func(o catalog.Object) bool {
+			return o.Type == was.Type && slices.Equal(o.Names, was.Names) && slices.Equal(o.Args, was.Args)
+		})
+		switch {
+		case at < 0:
+			r.report.Notes = append(r.report.Notes, fmt.Sprintf("%s of %s was not found: it was dropped or renamed by hand", was, s.Name))
+		case was.MD5 != "" && objects[at].MD5 != was.MD5:
+			e.Objects = append(e.Objects, was.String())
+		}
+	}
+	if len(e.Objects) > 0 && !s.modified {
+		return e
+	}
+	return nil
+}
+
 // drop drops objects, those that others need last.
 func (r *runner) drop(ctx context.Context, s *Step, objects []catalog.Object) error {
 	ordered, err := catalog.DropOrder(ctx, r.tx, objects)
@@ -574,8 +770,8 @@ func (r *runner) drop(ctx context.Context, s *Step, objects []catalog.Object) er
 		if err != nil {
 			return fmt.Errorf("%s: %w", s.Name, err)
 		}
-		if s.cascade {
-			sql = strings.TrimSuffix(sql, " RESTRICT") + " CASCADE"
+		if restrict, ok := strings.CutSuffix(sql, " RESTRICT"); ok && s.cascade {
+			sql = restrict + " CASCADE"
 		}
 		if _, err := r.tx.Conn().PgConn().Exec(ctx, sql).ReadAll(); err != nil {
 			return fmt.Errorf("cannot uninstall %s: %w", s.Name, err)

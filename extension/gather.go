@@ -34,7 +34,15 @@ func (s *Session) Plan(ctx context.Context, req Request) (*Plan, error) {
 		packages: map[string]*pack.Package{}, digests: map[string]string{}, enforced: s.cfg.enforced,
 	}
 	for _, c := range choices {
-		if c.Name == postgresql || c.Was == c.Version || c.Version == "" {
+		if c.Name == postgresql || c.Version == "" {
+			continue
+		}
+		if c.Was == c.Version {
+			if in, ok := s.primary.o.Find(c.Name); ok && in.Entry != nil {
+				if err := s.checkLocked(req, c.Name, in.SHA256); err != nil {
+					return nil, err
+				}
+			}
 			continue
 		}
 		n := k.names[c.Name]
@@ -46,7 +54,7 @@ func (s *Session) Plan(ctx context.Context, req Request) (*Plan, error) {
 	if sel.settings, err = s.settingInfos(ctx, sel.packages); err != nil {
 		return nil, err
 	}
-	if sel.preload, err = s.primary.nextPreload(ctx); err != nil {
+	if sel.lists, err = s.libraryLists(ctx); err != nil {
 		return nil, err
 	}
 	p, err := decide(s.primary.o, req, sel)
@@ -112,7 +120,7 @@ func (s *Session) resolve(ctx context.Context, k *known, req Request, remove []s
 	}
 	facts := s.nodeFacts()
 	for second := false; ; second = true {
-		problem, err := k.problem(requests, remove, req.Held, facts)
+		problem, err := k.problem(requests, remove, s.held(req), facts)
 		if err != nil {
 			return nil, err
 		}
@@ -126,6 +134,18 @@ func (s *Session) resolve(ctx context.Context, k *known, req Request, remove []s
 		}
 		facts = append(facts, others...)
 	}
+}
+
+// held are those that are to stay at their version: what is not there yet has
+// none.
+func (s *Session) held(req Request) map[string]string {
+	held := map[string]string{}
+	for name, why := range req.Held {
+		if _, ok := s.primary.o.Find(name); ok {
+			held[name] = why
+		}
+	}
+	return held
 }
 
 // impossible refuses at once what is known and cannot be installed here in any
@@ -296,6 +316,30 @@ SELECT w.name, coalesce(s.context, ''), `+maySet+` FROM unnest($1::text[]) AS w 
 	var info settingInfo
 	_, err = pgx.ForEachRow(rows, []any{&name, &info.Context, &info.MaySet}, func() error { infos[name] = info; return nil })
 	return infos, err
+}
+
+// libraryLists are the lists of libraries of the whole server, as the next start
+// will have them: somebody may have changed them since the last one.
+func (s *Session) libraryLists(ctx context.Context) (map[string][]string, error) {
+	if !s.primary.o.Role.Superuser {
+		return map[string][]string{sharedPreload: s.primary.o.Preloaded}, nil
+	}
+	rows, err := s.primary.conn.Query(ctx, `
+SELECT DISTINCT ON (name) name, setting FROM pg_file_settings
+WHERE name IN ('shared_preload_libraries', 'session_preload_libraries', 'local_preload_libraries') ORDER BY name, seqno DESC`)
+	if err != nil {
+		return nil, err
+	}
+	lists := map[string][]string{}
+	var name, text string
+	_, err = pgx.ForEachRow(rows, []any{&name, &text}, func() (err error) {
+		lists[name], err = splitLibraries(text)
+		return err
+	})
+	if err == nil && lists[sharedPreload] == nil {
+		lists[sharedPreload] = s.primary.o.Preloaded // from the command line
+	}
+	return lists, err
 }
 
 // planNodes adds the files that nodes need, and refuses a pool whose nodes differ.

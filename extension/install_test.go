@@ -223,7 +223,11 @@ func TestModule(t *testing.T) {
 				t.Errorf("%d are installed after a refused uninstall, want 3", got)
 			}
 			value(t, s, "DROP VIEW public.public_view; SELECT 1")
-			do(t, s, Request{Uninstall: []string{"bar"}, Cascade: true})
+			var modified *ModifiedError
+			if _, err := try(t.Context(), s, Request{Uninstall: []string{"bar"}, Cascade: true}, false); !errors.As(err, &modified) {
+				t.Errorf("error %v, want that bar() was changed by hand", err)
+			}
+			do(t, s, Request{Uninstall: []string{"bar"}, Cascade: true, Modified: true})
 			if got, want := installed(t, s), []string{"baz 0.3 module " + schema("baz")}; !slices.Equal(got, want) {
 				t.Errorf("installed are %q, want %q", got, want)
 			}

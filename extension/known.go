@@ -147,13 +147,13 @@ func (k *known) about(name string) (*named, error) {
 		}
 		for i := range releases {
 			r := &release{releases[i], shelf}
-			if len(available) > 0 && !r.signed() && k.enforced(Name) {
+			if len(available) > 0 && !slices.Contains(k.o.Stored, name) && !r.signed() && k.enforced(Name) {
 				// Whoever writes to a directory must not get what an extension of
 				// that name has been trusted with.
 				if !slices.Contains(k.shadowed, name) {
 					k.shadowed = append(k.shadowed, name)
 				}
-				if m := k.mode(name); m == "" || m == Auto {
+				if m := k.mode(name); m != Module && m != Graft { // these say that they refuse it
 					continue
 				}
 			}

@@ -53,11 +53,12 @@ func TestConf(t *testing.T) {
 			do(t, plain, req)
 			do(t, plain, Request{Uninstall: []string{"tuned"}})
 
-			s := connected(t, Config{Shelves: shelves(packages(t, text))}, server.Conninfo("dbname=app"))
+			server.Exec("CREATE DATABASE other")
+			s := connected(t, Config{Shelves: shelves(packages(t, text))}, server.Conninfo("dbname=other"))
 			req = install("tuned")
 			req.Mode = Module
 			do(t, s, req)
-			fresh := connected(t, Config{}, server.Conninfo("dbname=app"))
+			fresh := connected(t, Config{}, server.Conninfo("dbname=other"))
 			for name, want := range map[string]string{"tuned.level": "it's high", "work_mem": "7MB", "log_min_duration_statement": "1h"} {
 				pgtest.Wait(t, name+" to be "+want, func() (bool, string) {
 					got := value(t, fresh, fmt.Sprintf("SELECT pg_catalog.current_setting('%s')", name))

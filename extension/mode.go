@@ -55,7 +55,11 @@ func chooseMode(o *Observed, of offer, wanted Mode, reachable bool, enforced fun
 		return modeChoice{}, fmt.Errorf("unknown mode %q", m)
 	}
 	if wanted != "" && wanted != Auto {
-		return try(wanted)
+		choice, err := try(wanted)
+		if err != nil {
+			return choice, &ModeError{Name: of.name, Version: of.version, Reasons: []string{fmt.Sprintf("%s: %v", wanted, err)}}
+		}
+		return choice, nil
 	}
 	var reasons []string
 	for _, m := range []Mode{Native, Path, Module} {
@@ -73,6 +77,8 @@ func chooseMode(o *Observed, of offer, wanted Mode, reachable bool, enforced fun
 
 func nativeMode(o *Observed, of offer) (modeChoice, error) {
 	switch a := of.files; {
+	case a != nil && of.release != nil && slices.Contains(o.Stored, of.name):
+		return modeChoice{}, fmt.Errorf("its files on the server are those that its package brought")
 	case a == nil:
 		return modeChoice{}, fmt.Errorf("the server has no files of %s %s", of.name, of.version)
 	case o.Role.Superuser:
@@ -114,7 +120,7 @@ func moduleMode(o *Observed, of offer, enforced func(Rule) bool) (modeChoice, er
 		return modeChoice{}, fmt.Errorf("it has libraries (%s), which a module cannot have", strings.Join(r.libraries(), ", "))
 	case !o.Role.CanCreate:
 		return modeChoice{}, fmt.Errorf("role %q has no CREATE on database %q", o.Role.Name, o.Database)
-	case len(o.Available[of.name]) > 0 && !r.signed() && enforced(Name):
+	case o.fileBacked(of.name) && !r.signed() && enforced(Name):
 		return modeChoice{}, fmt.Errorf("the server has files of an extension of that name, and an unsigned package may not take it")
 	}
 	return modeChoice{Module, "its script needs no file on the server; what it makes is recorded in schema \"extension\""}, nil
@@ -128,10 +134,16 @@ func graftMode(o *Observed, of offer, enforced func(Rule) bool) (modeChoice, err
 		return modeChoice{}, fmt.Errorf("writing pg_extension needs a superuser; role %q is none", o.Role.Name)
 	case r.Kind == "module":
 		return modeChoice{}, fmt.Errorf("its package says kind = module")
-	case len(o.Available[of.name]) > 0 && !r.signed() && enforced(Name):
+	case o.fileBacked(of.name) && !r.signed() && enforced(Name):
 		return modeChoice{}, fmt.Errorf("the server has files of an extension of that name, and an unsigned package may not take it")
 	}
 	return modeChoice{Graft, "asked for; PostgreSQL does not support rows in pg_extension that CREATE EXTENSION did not write"}, nil
+}
+
+// fileBacked says whether the server has files of an extension of that name which
+// are not from us.
+func (o *Observed) fileBacked(name string) bool {
+	return len(o.Available[name]) > 0 && !slices.Contains(o.Stored, name)
 }
 
 // upgradeMode stays with the mode that the extension was installed in: what a
@@ -144,7 +156,7 @@ func upgradeMode(o *Observed, of offer, wanted Mode, reachable bool, enforced fu
 	}
 	switch was.Mode {
 	case Native, Path:
-		if of.files != nil && reachable && wanted != Path {
+		if of.files != nil && reachable && wanted != Path && (of.release == nil || !slices.Contains(o.Stored, of.name)) {
 			if !o.Role.Superuser && of.files.Superuser && !of.files.Trusted {
 				return modeChoice{}, fmt.Errorf("updating it needs a superuser; role %q is none", o.Role.Name)
 			}

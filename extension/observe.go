@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -60,6 +61,22 @@ type Observed struct {
 	Schemas map[string]Schema `json:"schemas"`
 	// Prefixes of parameters that a loaded library has defined.
 	Prefixes []string `json:"prefixes,omitempty"`
+
+	// Ledger says whose the ledger is, and whether what it says may be carried
+	// out with our rights: it may if it is ours, or a superuser's.
+	Ledger LedgerState `json:"ledger"`
+	// Stored are the extensions whose files we have brought to this node, where
+	// that can be seen: they are no others' to be protected from us.
+	Stored []string `json:"stored,omitempty"`
+	// Settings are those of the database ("") and of roles, as ALTER DATABASE and
+	// ALTER ROLE have made them.
+	Settings map[string]map[string]string `json:"settings,omitempty"`
+}
+
+// LedgerState is what must be known of the ledger before it is believed.
+type LedgerState struct {
+	Owner   string `json:"owner,omitempty"` // empty: there is none
+	Trusted bool   `json:"trusted,omitempty"`
 }
 
 // Role is who we are on the server, and what that allows.
@@ -67,6 +84,7 @@ type Role struct {
 	Name      string `json:"name"`
 	Superuser bool   `json:"superuser"`
 	Owner     bool   `json:"owner"`      // of the database, or a member of its owner
+	OwnerRole string `json:"owner_role"` // the database's owner
 	CanCreate bool   `json:"can_create"` // has CREATE on the database
 	Programs  bool   `json:"programs"`   // may COPY TO PROGRAM, which is how files get there
 	ReadFiles bool   `json:"read_files"` // may pg_read_binary_file
@@ -75,8 +93,10 @@ type Role struct {
 // A Schema as far as it matters whether a script may be executed in it.
 type Schema struct {
 	Owner string `json:"owner"`
-	// Open names who may create in it besides its owner; "PUBLIC" for everyone.
+	// Open names who may create in it besides us and superusers; "PUBLIC" for
+	// everyone. Its owner can, if that is somebody else.
 	Open []string `json:"open,omitempty"`
+	Mine bool     `json:"mine"` // we may create in it
 }
 
 // Installed is an extension or a module that is in the database.
@@ -191,6 +211,8 @@ func Observe(ctx context.Context, conn *pgx.Conn) (*Observed, error) {
 		{"installed extensions", o.askInstalled},
 		{"available extensions", o.askAvailable},
 		{"schemas", o.askSchemas},
+		{"settings of the database and of roles", o.askRoleSettings},
+		{"files that were brought", o.askStored},
 	} {
 		if err := ask.do(ctx, conn); err != nil {
 			return nil, fmt.Errorf("could not observe %s of database %q at %s: %w", ask.what, conn.Config().Database, o.Node, err)
@@ -208,10 +230,11 @@ SELECT current_database(), current_setting('server_version_num')::int, pg_is_in_
        pg_has_role('pg_execute_server_program', 'USAGE'),
        has_function_privilege('pg_catalog.pg_read_binary_file(text)', 'EXECUTE')
          AND pg_has_role('pg_read_server_files', 'USAGE'),
-       has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE')
+       has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE'),
+       pg_get_userbyid(d.datdba)::text
 FROM pg_database d, pg_roles r WHERE d.datname = current_database() AND r.rolname = current_user`).Scan(
 		&o.Database, &o.Version, &o.Standby, &o.Role.Name, &o.Role.Superuser, &o.Role.Owner,
-		&o.Role.CanCreate, &o.Role.Programs, &o.Role.ReadFiles, &maySystem)
+		&o.Role.CanCreate, &o.Role.Programs, &o.Role.ReadFiles, &maySystem, &o.Role.OwnerRole)
 	o.VersionText = fmt.Sprintf("%d.%d", o.Version/10000, o.Version%10000)
 	if err != nil || !maySystem {
 		return err
@@ -274,35 +297,38 @@ FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace JOIN pg_roles 
 		return err
 	}
 	if state != nil {
-		if err := o.addLedger(state); err != nil {
+		if err := o.askLedger(ctx, conn, state.Owner); err != nil {
 			return err
 		}
+		o.addLedger(state)
 	}
 	slices.SortFunc(o.Installed, func(a, b Installed) int { return strings.Compare(a.Name, b.Name) })
 	return nil
 }
 
 // addLedger adds what the ledger knows: modules, and about extensions that came
-// from a package what the catalogs have no room for.
-func (o *Observed) addLedger(state *ledger.State) error {
+// from a package what the catalogs have no room for. What pg_extension says is
+// never overruled: the ledger's tables may be somebody's to write to.
+func (o *Observed) addLedger(state *ledger.State) {
 	for i := range state.Installed {
 		e := &state.Installed[i]
 		at := slices.IndexFunc(o.Installed, func(in Installed) bool { return in.Name == e.Name })
 		mode := Mode(e.Mode)
 		switch {
 		case at < 0 && mode == Module:
-			o.Installed = append(o.Installed, Installed{Name: e.Name, Version: e.Version, Schema: e.Schema, Owner: e.InstalledBy})
+			o.Installed = append(o.Installed, Installed{Name: e.Name, Version: e.Version, Schema: e.Schema, Owner: e.InstalledBy, Mode: Module})
 			at = len(o.Installed) - 1
-		case at < 0:
-			continue // dropped without us: doctor says so
+		case at < 0, mode == Module:
+			continue // dropped, or created, without us: doctor says so
+		case mode == Path, mode == Graft && o.Ledger.Trusted:
+			o.Installed[at].Mode = mode
 		}
 		in := &o.Installed[at]
-		in.Mode, in.Entry = mode, e
+		in.Entry = e
 		if e.Version == in.Version { // else it was updated without us, and what we know is of another version
 			in.SHA256, in.Depends, in.Conflicts, in.Provides = e.SHA256, e.Depends, e.Conflicts, e.Provides
 		}
 	}
-	return nil
 }
 
 func (o *Observed) askAvailable(ctx context.Context, conn *pgx.Conn) error {
@@ -325,23 +351,73 @@ ORDER BY 1, 2`)
 }
 
 func (o *Observed) askSchemas(ctx context.Context, conn *pgx.Conn) error {
-	rows, err := conn.Query(ctx, `
-SELECT n.nspname::text, o.rolname::text, ARRAY(
-  SELECT DISTINCT CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE g.rolname::text END
-  FROM aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) a LEFT JOIN pg_roles g ON g.oid = a.grantee
-  WHERE a.privilege_type = 'CREATE' AND a.grantee <> n.nspowner AND coalesce(NOT g.rolsuper, true)
-  AND NOT (a.grantee <> 0 AND g.rolname = current_user) ORDER BY 1)
-FROM pg_namespace n JOIN pg_roles o ON o.oid = n.nspowner
-WHERE n.nspname !~ '^pg_(toast|temp)'`)
+	rows, err := conn.Query(ctx, "SELECT n.nspname::text, pg_get_userbyid(n.nspowner)::text, "+openTo+`,
+has_schema_privilege(n.oid, 'CREATE') FROM pg_namespace n WHERE n.nspname !~ '^pg_(toast|temp)'`)
 	if err != nil {
 		return err
 	}
 	var name, owner string
 	var open []string
-	_, err = pgx.ForEachRow(rows, []any{&name, &owner, &open}, func() error {
-		o.Schemas[name] = Schema{Owner: owner, Open: open}
+	var mine bool
+	_, err = pgx.ForEachRow(rows, []any{&name, &owner, &open, &mine}, func() error {
+		o.Schemas[name] = Schema{Owner: owner, Open: open, Mine: mine}
 		open = nil
 		return nil
 	})
+	return err
+}
+
+// openTo lists who may create in schema n, besides us and superusers: its owner
+// can, and members of a role can what the role can. Nobody is a member of
+// pg_database_owner but the database's owner.
+const openTo = `ARRAY(
+  SELECT DISTINCT CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE g.rolname::text END
+  FROM (SELECT grantee, privilege_type FROM aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner)))
+        UNION ALL SELECT n.nspowner, 'CREATE') a
+  LEFT JOIN pg_roles r ON r.oid = a.grantee
+  LEFT JOIN pg_roles g ON g.oid = CASE WHEN r.rolname = 'pg_database_owner'
+                                       THEN (SELECT datdba FROM pg_database WHERE datname = current_database()) ELSE a.grantee END
+  WHERE a.privilege_type = 'CREATE' AND (a.grantee = 0 OR NOT g.rolsuper AND g.rolname <> current_user) ORDER BY 1)`
+
+// askLedger asks whose the ledger is.
+func (o *Observed) askLedger(ctx context.Context, conn *pgx.Conn, owner string) error {
+	o.Ledger.Owner = owner
+	return conn.QueryRow(ctx, "SELECT rolsuper OR rolname = current_user FROM pg_roles WHERE rolname = $1", owner).Scan(&o.Ledger.Trusted)
+}
+
+// askRoleSettings asks for what ALTER DATABASE and ALTER ROLE have set. A
+// setting of a role in one database only is not ours to make, nor to undo.
+func (o *Observed) askRoleSettings(ctx context.Context, conn *pgx.Conn) error {
+	rows, err := conn.Query(ctx, `
+SELECT CASE WHEN s.setrole = 0 THEN '' ELSE pg_get_userbyid(s.setrole)::text END, c
+FROM pg_db_role_setting s, unnest(s.setconfig) c
+WHERE s.setrole = 0 AND s.setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database()) OR s.setrole <> 0 AND s.setdatabase = 0`)
+	if err != nil {
+		return err
+	}
+	o.Settings = map[string]map[string]string{}
+	var role, line string
+	_, err = pgx.ForEachRow(rows, []any{&role, &line}, func() error {
+		if o.Settings[role] == nil {
+			o.Settings[role] = map[string]string{}
+		}
+		name, value, _ := strings.Cut(line, "=")
+		o.Settings[role][strings.ToLower(name)] = value
+		return nil
+	})
+	return err
+}
+
+// askStored asks which extensions have files that we brought.
+func (o *Observed) askStored(ctx context.Context, conn *pgx.Conn) error {
+	if !o.Role.Superuser || o.Major() < firstControlPath {
+		return nil
+	}
+	rows, err := conn.Query(ctx, `SELECT substr(f, 1, length(f) - 8) FROM pg_ls_dir($1, true, false) f WHERE f LIKE '%.control' ORDER BY 1`,
+		path.Join(o.DataDir, storeName, "extension"))
+	if err != nil {
+		return err
+	}
+	o.Stored, err = pgx.CollectRows(rows, pgx.RowTo[string])
 	return err
 }

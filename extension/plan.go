@@ -72,10 +72,14 @@ type Step struct {
 	SQL      []string       `json:"sql"`
 	Settings []pack.Setting `json:"settings,omitempty"` // scopes database and role
 
-	pkg     *pack.Package
-	scripts []stepScript
-	cascade bool
-	in      *Installed // what is installed now
+	pkg      *pack.Package
+	scripts  []stepScript
+	cascade  bool
+	modified bool
+	in       *Installed     // what is installed now
+	ddl      []string       // what has PostgreSQL do it, in modes native and path
+	resets   []string       // settings of the version before
+	recorded []pack.Setting // what the ledger is to say that was set for it
 }
 
 // A stepScript is one file of a step, ready to be executed.
@@ -124,8 +128,9 @@ type Request struct {
 	Install   []Wish            `json:"install,omitempty"`
 	Upgrade   []Wish            `json:"upgrade,omitempty"` // of what is installed; a nil range: as far as it goes
 	Uninstall []string          `json:"uninstall,omitempty"`
-	Cascade   bool              `json:"cascade,omitempty"` // with all that depends on them
-	Held      map[string]string `json:"held,omitempty"`    // names that must stay at their version, and why
+	Cascade   bool              `json:"cascade,omitempty"`  // with all that depends on them
+	Modified  bool              `json:"modified,omitempty"` // also what was changed by hand
+	Held      map[string]string `json:"held,omitempty"`     // names that must stay at their version, and why
 
 	Mode      Mode `json:"mode,omitempty"`       // for all that have none of their own
 	NoConf    bool `json:"no_conf,omitempty"`    // leave foo.conf alone
@@ -189,7 +194,7 @@ type selection struct {
 	digests  map[string]string
 	settings map[string]settingInfo
 	enforced func(Rule) bool
-	preload  []string // shared_preload_libraries as the next start will have it
+	lists    map[string][]string // the lists of libraries as the next start will have them
 }
 
 // settingInfo is what pg_settings says of a parameter.
@@ -215,11 +220,14 @@ func decide(o *Observed, req Request, s selection) (*Plan, error) {
 		}
 		if c.Version == "" {
 			in, _ := o.Find(c.Name) // the resolver takes away only what is there
-			step, err := uninstallStep(o, in, req.Cascade, schemas)
+			step, err := uninstallStep(o, in, req, schemas)
 			if err != nil {
 				return nil, err
 			}
 			p.Steps = append(p.Steps, step)
+			if in.Entry != nil && len(in.Entry.Settings) > 0 && !o.Ledger.Trusted {
+				p.Notes = append(p.Notes, fmt.Sprintf("what foo.conf of %s has set stays: it is recorded in a ledger of role %q, which is not followed with the rights of %q", c.Name, o.Ledger.Owner, o.Role.Name))
+			}
 			delete(schemas, c.Name)
 			continue
 		}
@@ -253,6 +261,15 @@ func decide(o *Observed, req Request, s selection) (*Plan, error) {
 		}
 		if err := p.addSettings(o, &step, req, s); err != nil {
 			return nil, err
+		}
+		step.recorded = step.Settings
+		if step.in != nil && step.in.Entry != nil {
+			if req.NoConf {
+				step.recorded = step.in.Entry.Settings
+			} else if step.pkg != nil {
+				step.resets = resetSettings(o, step.in, step.Settings)
+				step.SQL = append(step.SQL, step.resets...)
+			}
 		}
 		if note := schemaNote(o, step, of, req); note != "" {
 			p.Notes = append(p.Notes, note)
@@ -292,7 +309,7 @@ func targetSchema(o *Observed, of offer, mode Mode, req Request, made map[string
 		schema = asked
 	default:
 		schema = "public"
-		if at, ok := o.Schemas[schema]; !ok || mode != Native && len(at.Open) > 0 && !req.AllowOpen {
+		if at, ok := o.Schemas[schema]; !ok || mode != Native && (len(at.Open) > 0 && !req.AllowOpen || !at.Mine && !o.Role.Superuser) {
 			schema = of.name // a schema of its own is nobody else's to set traps in
 		}
 	}
@@ -325,6 +342,7 @@ func (s *Step) writeSQL(o *Observed, of offer, schemas map[string]string, enforc
 	switch s.Mode {
 	case Native, Path:
 		s.SQL = append(s.SQL, s.nativeSQL(of))
+		s.ddl = slices.Clone(s.SQL)
 		return nil
 	}
 	path, err := s.pkg.Path(s.From, s.To)
@@ -369,15 +387,17 @@ func (s *Step) nativeSQL(of offer) string {
 }
 
 // uninstallStep plans how an extension goes.
-func uninstallStep(o *Observed, in *Installed, cascade bool, schemas map[string]string) (Step, error) {
-	s := Step{Action: Uninstall, Name: in.Name, From: in.Version, Mode: in.Mode, Schema: in.Schema, cascade: cascade, in: in}
+func uninstallStep(o *Observed, in *Installed, req Request, schemas map[string]string) (Step, error) {
+	s := Step{Action: Uninstall, Name: in.Name, From: in.Version, Mode: in.Mode, Schema: in.Schema, cascade: req.Cascade, modified: req.Modified, in: in}
 	if in.Mode != Module {
 		behaviour := " RESTRICT"
-		if cascade {
+		if req.Cascade {
 			behaviour = " CASCADE"
 		}
 		s.SQL = []string{"DROP EXTENSION " + quoteIdent(in.Name) + behaviour}
-	} else if in.Entry != nil && len(in.Entry.Uninstall) > 0 {
+	} else if o.Ledger.Trusted && in.Entry != nil && len(in.Entry.Uninstall) > 0 {
+		// A script from a ledger that somebody else can write to is not executed:
+		// SET ROLE would not hold it. Dropping what is recorded, as that role, is safe.
 		text, err := script.Substitute(in.Entry.Uninstall, script.Substitution{
 			File: "uninstall.sql", Schema: in.Schema, Owner: o.Role.Name, Required: schemas,
 		})
@@ -398,7 +418,7 @@ func uninstallStep(o *Observed, in *Installed, cascade bool, schemas map[string]
 	} else {
 		s.SQL = []string{fmt.Sprintf("-- DROP of each object that schema \"extension\" has recorded for %s, in an order in which they can go", in.Name)}
 	}
-	s.SQL = append(s.SQL, resetSettings(o, in)...)
+	s.SQL = append(s.SQL, resetSettings(o, in, nil)...)
 	return s, nil
 }
 
@@ -422,6 +442,20 @@ func (p *Plan) addSettings(o *Observed, s *Step, req Request, sel selection) err
 				}
 				return e
 			}
+			role := ""
+			if set.Scope == pack.ScopeRole {
+				role = set.Role
+			}
+			was, isSet := o.Settings[role][strings.ToLower(set.Name)]
+			if isLibraryList(set.Name) && isSet {
+				merged, err := mergeLibraries(was, set.Value)
+				if err != nil {
+					return fmt.Errorf("%s: %s: %w", s.Name, set.Name, err)
+				}
+				set.Value = merged
+			} else if isSet && was != set.Value {
+				p.Notes = append(p.Notes, fmt.Sprintf("%s is %q now, and becomes %q: foo.conf of %s says so", set.Name, was, set.Value, s.Name))
+			}
 			s.Settings = append(s.Settings, set)
 			s.SQL = append(s.SQL, settingSQL(o.Database, set))
 			continue
@@ -430,21 +464,17 @@ func (p *Plan) addSettings(o *Observed, s *Step, req Request, sel selection) err
 			return &SettingError{Name: s.Name, Setting: set.Name, Role: o.Role.Name, SQL: "ALTER SYSTEM SET " + quoteSetting(set.Name) + " = " + quoteLiteral(set.Value)}
 		}
 		change := SystemChange{Name: set.Name, Values: []string{set.Value}, For: s.Name, Restart: info.Context == "postmaster"}
-		if isLibraryList(set.Name) {
+		if isList(set.Name) {
 			values, err := splitLibraries(set.Value)
 			if err != nil {
 				return fmt.Errorf("%s: %s: %w", s.Name, set.Name, err)
 			}
-			current := sel.preload
-			if !strings.EqualFold(set.Name, sharedPreload) {
-				current = nil
-			}
-			change.List, change.Values = true, mergeList(current, values)
-			if strings.EqualFold(set.Name, sharedPreload) {
-				if len(change.Values) == len(current) {
+			change.List, change.Values = true, values
+			if isLibraryList(set.Name) {
+				current := sel.lists[strings.ToLower(set.Name)]
+				if change.Values = mergeList(current, values); len(change.Values) == len(current) {
 					continue // they are all there
 				}
-				change.Restart = true
 			}
 		} else if strings.Contains(set.Name, ".") && o.Major() < 17 && !slices.Contains(o.Prefixes, prefixOf(set.Name)) && s.Mode != Native {
 			return fmt.Errorf("%s: foo.conf sets %s for the whole server, which ALTER SYSTEM before PostgreSQL 17 refuses for a parameter that no library has defined", s.Name, set.Name)
@@ -473,7 +503,7 @@ func (p *Plan) addPreload(o *Observed, s *Step, sel selection) error {
 		}
 		if !o.Role.Superuser {
 			return &SettingError{Name: s.Name, Setting: sharedPreload, Role: o.Role.Name,
-				SQL: SystemChange{Name: sharedPreload, Values: mergeList(sel.preload, want), List: true}.SQL()}
+				SQL: SystemChange{Name: sharedPreload, Values: mergeList(sel.lists[sharedPreload], want), List: true}.SQL()}
 		}
 		p.Preload = append(p.Preload, lib)
 		p.Restart = append(p.Restart, fmt.Sprintf("%s, for %s: before it can be installed", sharedPreload, s.Name))
@@ -509,12 +539,39 @@ func mergeList(list, more []string) []string {
 	return merged
 }
 
+// mergeLibraries is mergeList of two values as they are written.
+func mergeLibraries(was, more string) (string, error) {
+	a, err := splitLibraries(was)
+	if err != nil {
+		return "", err
+	}
+	b, err := splitLibraries(more)
+	if err != nil {
+		return "", err
+	}
+	merged := mergeList(a, b)
+	for i, name := range merged {
+		merged[i] = quoteIdent(name)
+	}
+	return strings.Join(merged, ", "), nil
+}
+
 func isLibraryList(name string) bool {
 	switch strings.ToLower(name) {
 	case sharedPreload, "session_preload_libraries", "local_preload_libraries":
 		return true
 	}
 	return false
+}
+
+// isList says whether a parameter is a list whose elements are quoted one by one
+// (GUC_LIST_QUOTE; pg_dump has the same list in dumputils.c).
+func isList(name string) bool {
+	switch strings.ToLower(name) {
+	case "search_path", "temp_tablespaces", "unix_socket_directories":
+		return true
+	}
+	return isLibraryList(name)
 }
 
 // settingSQL applies a setting of scope database or role.
@@ -524,7 +581,7 @@ func settingSQL(database string, set pack.Setting) string {
 		whom = "ROLE " + quoteIdent(set.Role)
 	}
 	value := quoteLiteral(set.Value)
-	if isLibraryList(set.Name) || strings.EqualFold(set.Name, "search_path") {
+	if isList(set.Name) {
 		if values, err := splitLibraries(set.Value); err == nil && len(values) > 0 {
 			for i := range values {
 				values[i] = quoteLiteral(values[i])
@@ -535,18 +592,33 @@ func settingSQL(database string, set pack.Setting) string {
 	return "ALTER " + whom + " SET " + quoteSetting(set.Name) + " = " + value
 }
 
-// resetSettings undoes what was set for an extension when it was installed.
-func resetSettings(o *Observed, in *Installed) []string {
-	if in.Entry == nil {
-		return nil
+// resetSettings undoes what was set for an extension, where it is still so and
+// nobody else wants the same: when it goes, or for what its new version does not
+// set any more.
+func resetSettings(o *Observed, in *Installed, stays []pack.Setting) []string {
+	if in == nil || in.Entry == nil || !o.Ledger.Trusted && o.Ledger.Owner != o.Role.Name {
+		return nil // what somebody else has recorded is not carried out with our rights
 	}
 	var sql []string
 	for _, set := range in.Entry.Settings {
-		switch set.Scope {
-		case pack.ScopeDatabase:
-			sql = append(sql, "ALTER DATABASE "+quoteIdent(o.Database)+" RESET "+quoteSetting(set.Name))
-		case pack.ScopeRole:
+		same := func(other pack.Setting) bool {
+			return other.Scope == set.Scope && other.Role == set.Role && strings.EqualFold(other.Name, set.Name)
+		}
+		role := ""
+		if set.Scope == pack.ScopeRole {
+			role = set.Role
+		}
+		now, ok := o.Settings[role][strings.ToLower(set.Name)]
+		if !ok || now != set.Value && !isList(set.Name) || set.Scope == pack.ScopeSystem || slices.ContainsFunc(stays, same) ||
+			slices.ContainsFunc(o.Installed, func(other Installed) bool {
+				return other.Name != in.Name && other.Entry != nil && slices.ContainsFunc(other.Entry.Settings, same)
+			}) {
+			continue
+		}
+		if set.Scope == pack.ScopeRole {
 			sql = append(sql, "ALTER ROLE "+quoteIdent(set.Role)+" RESET "+quoteSetting(set.Name))
+		} else {
+			sql = append(sql, "ALTER DATABASE "+quoteIdent(o.Database)+" RESET "+quoteSetting(set.Name))
 		}
 	}
 	return sql

@@ -126,8 +126,8 @@ func TestQuoting(t *testing.T) {
 }
 
 func TestTargetSchema(t *testing.T) {
-	open := map[string]Schema{"public": {Owner: "postgres", Open: []string{"PUBLIC"}}}
-	closed := map[string]Schema{"public": {Owner: "postgres"}, "shared": {Owner: "app", Open: []string{"guest"}}}
+	open := map[string]Schema{"public": {Owner: "postgres", Open: []string{"PUBLIC"}, Mine: true}}
+	closed := map[string]Schema{"public": {Owner: "postgres", Mine: true}, "shared": {Owner: "app", Open: []string{"guest"}}}
 	rel := func(schema string) offer {
 		return offer{name: "foo", release: &release{registry.Release{Name: "foo", Schema: schema}, nil}}
 	}
@@ -144,6 +144,7 @@ func TestTargetSchema(t *testing.T) {
 		{"public, which nobody else writes to", closed, rel(""), Module, install("foo"), "public", false, ""},
 		{"public is open: one of its own", open, rel(""), Module, install("foo"), "foo", true, ""},
 		{"public is open, and that is wanted", open, rel(""), Module, Request{AllowOpen: true}, "public", false, ""},
+		{"public, in which we may not create", map[string]Schema{"public": {Owner: "postgres"}}, rel(""), Module, install("foo"), "foo", true, ""},
 		{"an extension goes where core puts it", open, offer{name: "foo", files: &Available{}}, Native, install("foo"), "public", false, ""},
 		{"its control file says where", closed, rel("bar"), Module, install("foo"), "bar", true, ""},
 		{"somebody says elsewhere", closed, rel("bar"), Module, Request{Install: []Wish{{Name: "foo", Schema: "baz"}}}, "", false, "must be in schema"},

@@ -78,6 +78,9 @@ func judge(s *Step, role string, d *catalog.Difference, own []catalog.Object, en
 	if enforced(Replaced) {
 		var foreign []string
 		for _, c := range d.Changed {
+			if c.Type == "schema" && len(c.Names) == 1 && c.Names[0] == s.Schema {
+				continue // GRANT USAGE ON SCHEMA @extschema@
+			}
 			if !c.Harmless() && !mine(c.Object) {
 				foreign = append(foreign, fmt.Sprintf("%s (%s)", c.Object, strings.Join(c.Parts, ", ")))
 			}
@@ -104,20 +107,45 @@ const targetSchemaName = "@extschema@"
 
 // relative names an object as a manifest does.
 func relative(o catalog.Object, schema string) pack.Object {
-	swap := func(names []string) []string {
-		swapped := make([]string, len(names))
-		for i, n := range names {
-			swapped[i] = swapSchema(n, schema, targetSchemaName)
-		}
-		return swapped
-	}
-	return pack.Object{Type: o.Type, Names: swap(o.Names), Args: swap(o.Args)}
+	return swapObject(pack.Object{Type: o.Type, Names: o.Names, Args: o.Args}, schema, targetSchemaName)
 }
 
-// swapSchema replaces a schema in a name part ("s") or in a type ("s.t[]").
-func swapSchema(text, from, to string) string {
-	if text == from {
-		return to
+// swapObject replaces a schema in an object's address: where the address has a
+// schema, and before the names of types. An object may well be called as its
+// schema is.
+func swapObject(o pack.Object, from, to string) pack.Object {
+	at := schemaAt(o)
+	swapped := pack.Object{Type: o.Type, Names: slices.Clone(o.Names), Args: slices.Clone(o.Args)}
+	for i, n := range o.Names {
+		if i == at && n == from {
+			swapped.Names[i] = to
+		} else if at < 0 {
+			swapped.Names[i] = swapType(n, from, to)
+		}
+	}
+	for i, a := range o.Args {
+		swapped.Args[i] = swapType(a, from, to)
+	}
+	return swapped
+}
+
+// schemaAt is the index of the schema among an object's names, -1 if they are
+// types, or have none (pg_identify_object_as_address).
+func schemaAt(o pack.Object) int {
+	switch o.Type {
+	case "type", "domain constraint", "cast", "transform", "language", "extension", "access method", "foreign-data wrapper",
+		"server", "event trigger", "publication", "user mapping", "role", "database", "tablespace", "large object":
+		return -1
+	case "operator class", "operator family", "operator of access method", "function of access method", "default acl":
+		return 1
+	}
+	return 0
+}
+
+// swapType replaces the schema of a type's name: "s.t[]".
+func swapType(text, from, to string) string {
+	if to != targetSchemaName {
+		to = quoteIfNeeded(to)
 	}
 	for _, quoted := range []string{from, quoteIdent(from)} {
 		if rest, ok := strings.CutPrefix(text, quoted+"."); ok {
