@@ -42,8 +42,11 @@ SELECT a.n::int4, i.type, coalesce(p.object_names, '{}'), coalesce(p.object_args
 				g.aggtranstype::regtype, g.aggtransspace, g.aggmtranstype::regtype, g.aggmtransspace,
 				'initial ' || g.agginitval, 'moving ' || g.aggminitval)
 			FROM pg_aggregate g JOIN pg_proc f ON f.oid = g.aggfnoid WHERE g.aggfnoid = a.objid)
-		WHEN i.type IN ('view', 'materialized view') THEN pg_get_viewdef(a.objid) ||
-			(SELECT coalesce(c.reloptions::text, '') FROM pg_class c WHERE c.oid = a.objid)
+		-- Without aliases inside: a view that was dumped and restored has more of them.
+		WHEN i.type IN ('view', 'materialized view') THEN
+			regexp_replace(pg_get_viewdef(a.objid), ' AS ("([^"]|"")+"|[[:alnum:]_$]+)', '', 'g') ||
+			(SELECT coalesce(c.reloptions::text, '') FROM pg_class c WHERE c.oid = a.objid) ||
+			ARRAY(SELECT t.attname FROM pg_attribute t WHERE t.attrelid = a.objid AND t.attnum > 0 ORDER BY t.attnum)::text
 		WHEN i.type = 'index' THEN pg_get_indexdef(a.objid)
 		WHEN i.type = 'sequence' THEN (
 			SELECT concat_ws(' ', s.seqtypid::regtype, s.seqstart, s.seqincrement, s.seqmax, s.seqmin, s.seqcache, s.seqcycle)
