@@ -302,21 +302,30 @@ func (r *runner) run(ctx context.Context, s *Step, sc stepScript) (dumped []conf
 	return dumped, r.restore(ctx, s, settings)
 }
 
+// A parameter is one that a session can set.
+type parameter struct {
+	value string
+	bySet bool // by SET, not by a configuration or as its default
+}
+
 // settings are all parameters that a session can set.
-func (r *runner) settings(ctx context.Context) (map[string]string, error) {
-	rows, err := r.tx.Query(ctx, "SELECT name, setting FROM pg_catalog.pg_settings WHERE context OPERATOR(pg_catalog.=) ANY ('{user,superuser}')")
+func (r *runner) settings(ctx context.Context) (map[string]parameter, error) {
+	rows, err := r.tx.Query(ctx, `
+SELECT name, setting, source OPERATOR(pg_catalog.=) 'session' FROM pg_catalog.pg_settings
+WHERE context OPERATOR(pg_catalog.=) ANY ('{user,superuser}')`)
 	if err != nil {
 		return nil, err
 	}
-	settings := map[string]string{}
-	var name, value string
-	_, err = pgx.ForEachRow(rows, []any{&name, &value}, func() error { settings[name] = value; return nil })
+	settings := map[string]parameter{}
+	var name string
+	var p parameter
+	_, err = pgx.ForEachRow(rows, []any{&name, &p.value, &p.bySet}, func() error { settings[name] = p; return nil })
 	return settings, err
 }
 
 // restore undoes what a script has set, as CREATE EXTENSION does: a plain SET
 // would hold for the next script, and for our own queries after the commit.
-func (r *runner) restore(ctx context.Context, s *Step, was map[string]string) error {
+func (r *runner) restore(ctx context.Context, s *Step, was map[string]parameter) error {
 	if err := r.exec(ctx, s, afterScript); err != nil {
 		return err
 	}
@@ -326,14 +335,14 @@ func (r *runner) restore(ctx context.Context, s *Step, was map[string]string) er
 	}
 	for _, name := range names(now) {
 		before, known := was[name]
-		if name == "role" || name == "session_authorization" || known && before == now[name] {
+		if name == "role" || name == "session_authorization" || !now[name].bySet || known && before.value == now[name].value {
 			continue
 		}
-		if !known { // a parameter that a library has brought, or the script has made up
+		if !known { // of a library that was not loaded before, or made up
 			if err := r.exec(ctx, s, "RESET "+quoteSetting(name)); err != nil {
 				return err
 			}
-		} else if _, err := r.tx.Exec(ctx, "SELECT pg_catalog.set_config($1, $2, false)", name, before); err != nil {
+		} else if _, err := r.tx.Exec(ctx, "SELECT pg_catalog.set_config($1, $2, false)", name, before.value); err != nil {
 			return fmt.Errorf("%s: could not restore %s, which its script has set: %w", s.Name, name, err)
 		}
 	}

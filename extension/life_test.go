@@ -159,6 +159,7 @@ CREATE TYPE colour AS ENUM ('red', 'green', 'blue');
 CREATE TABLE goods (id serial PRIMARY KEY, what text, c colour, price numeric);
 CREATE FUNCTION price(int) RETURNS numeric LANGUAGE sql AS $$ SELECT price FROM goods WHERE id = $1 $$;
 -- shop-2.0/uninstall.sql --
+DO $$ BEGIN PERFORM 1; END $$; -- loads plpgsql, which brings parameters
 DROP FUNCTION @extschema@.price(int);
 DROP TABLE goods;
 DROP TYPE colour;

@@ -105,6 +105,9 @@ func explainInstall(err error) (explanation, bool) {
 		open       *extension.OpenSchemaError
 		setting    *extension.SettingError
 		adopt      *extension.AdoptError
+		modified   *extension.ModifiedError
+		undeclared *extension.UndeclaredError
+		upgrades   *upgradeError
 		notOurs    *ledger.NotOursError
 		format     *ledger.FormatError
 		upload     *ledger.UploadError
@@ -187,6 +190,17 @@ func explainInstall(err error) (explanation, bool) {
 		if strings.HasPrefix(setting.SQL, "GRANT ") {
 			e.hint = fmt.Sprintf("Have a superuser say: %s. Then the same command again; or leave foo.conf out with --no-conf.", setting.SQL)
 		}
+	case errors.As(err, &modified):
+		e.message = fmt.Sprintf("cannot uninstall %s: it is not as it was installed", modified.Name)
+		e.detail = "Changed since: " + lines(modified.Objects) + "\n        " + nothingChanged
+		e.hint = "What is yours, rename or move it. To drop it with the rest: --modified."
+	case errors.As(err, &undeclared):
+		e.message = fmt.Sprintf("%s and %s cannot be in one database", undeclared.Name, undeclared.Other)
+		e.detail = "Neither says that it conflicts with the other, and both have " + lines(undeclared.What)
+		e.hint = "Put them into different schemas, if it is objects: --schema. Tell their makers to declare the conflict."
+	case errors.As(err, &upgrades):
+		e.detail = lines(upgrades.what())
+		e.hint = "Mend the script in upgrade/; people who upgrade would not have what people who install have."
 	case errors.As(err, &adopt):
 		e.message = fmt.Sprintf("cannot adopt %s %s: not all that it makes is in the database", adopt.Name, adopt.Version)
 		e.detail = lines(adopt.Missing)

@@ -215,6 +215,7 @@ type wanted struct {
 	schema      string
 	hold        []string
 	cascade     bool
+	modified    bool
 	noConf      bool
 	allowOpen   bool
 	allowSkew   bool
@@ -240,7 +241,7 @@ func (w *wanted) poolFlags(cmd *cobra.Command) {
 // request begins a request with what the options say.
 func (w *wanted) request(cmd *cobra.Command) (extension.Request, time.Duration, error) {
 	req := extension.Request{
-		Cascade: w.cascade, NoConf: w.noConf, AllowOpen: w.allowOpen, AllowSkew: w.allowSkew,
+		Cascade: w.cascade, Modified: w.modified, NoConf: w.noConf, AllowOpen: w.allowOpen, AllowSkew: w.allowSkew,
 	}
 	modes := []extension.Mode{extension.Auto, extension.Native, extension.Path, extension.Module, extension.Graft}
 	if w.mode != "" && w.mode != string(extension.Auto) {

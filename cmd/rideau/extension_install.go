@@ -157,6 +157,9 @@ Options:
                       see rideau extension install.
     --cascade         Uninstall what needs them too, and DROP ... CASCADE:
                       objects of yours go with them. See --dry-run first.
+    --modified        Drop also what was changed by hand since it was installed.
+    --allow-open-schema
+                      An uninstall.sql may be executed where others may create.
     --dry-run         Do it, roll it back, and say what it did.
     --allow-skew      Nodes may lack libraries, or have different ones.
     --lock-timeout TIME
@@ -185,6 +188,8 @@ func newExtensionUninstallCommand() *cobra.Command {
 	f.extensionTarget.flags(cmd)
 	f.wanted.poolFlags(cmd)
 	cmd.Flags().BoolVar(&f.cascade, "cascade", false, "")
+	cmd.Flags().BoolVar(&f.modified, "modified", false, "")
+	cmd.Flags().BoolVar(&f.allowOpen, "allow-open-schema", false, "")
 	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "")
 	return cmd
 }

@@ -40,6 +40,10 @@ Options:
                       there and rolled back, and what it makes goes into the
                       package. Who installs it is then sure to get no more and
                       no less. What it depends on must be installed there.
+    --upgrade-from OLDER
+                      An older package, or its directory; may be repeated. It is
+                      installed in the scratch database and upgraded with our
+                      scripts: that must lead where an installation leads.
     --name NAME       Which extension, if SOURCE has several.
     --json            Print what was made as JSON.
     -v, --verbose     Tell more, on standard error.
@@ -51,6 +55,7 @@ Example:
 func newExtensionPackCommand() *cobra.Command {
 	var t extensionTarget
 	var output, name string
+	var older []string
 	cmd := newCommand("pack SOURCE [options]", extensionPackHelp, func(cmd *cobra.Command, args []string) error {
 		if err := arguments(cmd, args, [2]string{"SOURCE", "directory or archive to make a package of"}); err != nil {
 			return err
@@ -66,10 +71,21 @@ func newExtensionPackCommand() *cobra.Command {
 		if len(packages) > 1 && output != "" {
 			return usageErrorf(cmd, "%s has %d extensions: say which one with --name", args[0], len(packages))
 		}
+		if len(older) > 0 && (!cmd.Flags().Changed("dbname") || len(packages) > 1) {
+			return usageErrorf(cmd, "--upgrade-from needs a scratch database (-d) and one extension")
+		}
+		var before []*pack.Package
+		for _, source := range older {
+			more, err := readSource(source, packages[0].Control.Name)
+			if err != nil {
+				return err
+			}
+			before = append(before, more...)
+		}
 		var made []packed
 		for _, pkg := range packages {
 			if cmd.Flags().Changed("dbname") {
-				if err := t.rehearse(cmd, pkg); err != nil {
+				if err := t.rehearse(cmd, pkg, before); err != nil {
 					return err
 				}
 			}
@@ -100,6 +116,7 @@ func newExtensionPackCommand() *cobra.Command {
 	f.BoolVarP(&t.verbose, "verbose", "v", false, "")
 	f.StringVarP(&output, "output", "o", "", "")
 	f.StringVar(&name, "name", "", "")
+	f.StringArrayVar(&older, "upgrade-from", nil, "")
 	return cmd
 }
 
@@ -212,8 +229,9 @@ func readPackageFile(file string) (*pack.Package, []byte, error) {
 	return pkg, data, nil
 }
 
-// rehearse finds out in a scratch database what a package makes.
-func (t *extensionTarget) rehearse(cmd *cobra.Command, pkg *pack.Package) (err error) {
+// rehearse finds out in a scratch database what a package makes, and whether its
+// upgrades lead there from older packages.
+func (t *extensionTarget) rehearse(cmd *cobra.Command, pkg *pack.Package, older []*pack.Package) (err error) {
 	s, err := t.openWith(cmd, t.conninfos(), nil, 0)
 	if err != nil {
 		return err
@@ -227,8 +245,46 @@ func (t *extensionTarget) rehearse(cmd *cobra.Command, pkg *pack.Package) (err e
 			return &scratchError{pkg.Control.Name, s.Observed().Database, alternatives.String()}
 		}
 	}
-	pkg.Objects, err = s.Manifest(cmd.Context(), pkg)
-	return err
+	if pkg.Objects, err = s.Manifest(cmd.Context(), pkg); err != nil || len(older) == 0 {
+		return err
+	}
+	proofs, err := s.VerifyUpgrades(cmd.Context(), pkg, older...)
+	if err != nil {
+		return err
+	}
+	if len(proofs) == 0 {
+		return fmt.Errorf("%s %s has no script that upgrades one of the older packages", pkg.Control.Name, pkg.Control.Version)
+	}
+	for _, p := range proofs {
+		if !p.Same() {
+			return &upgradeError{pkg.Control.Name, p}
+		}
+		fmt.Fprintf(cmd.ErrOrStderr(), "%s %s upgraded to %s is the same as %s installed\n", pkg.Control.Name, p.From, p.To, p.To)
+	}
+	return nil
+}
+
+// An upgradeError says that an upgrade does not lead where an installation leads.
+type upgradeError struct {
+	name  string
+	proof extension.UpgradeProof
+}
+
+func (e *upgradeError) Error() string {
+	return fmt.Sprintf("%s %s upgraded to %s is not the same as %s installed", e.name, e.proof.From, e.proof.To, e.proof.To)
+}
+
+func (e *upgradeError) what() []string {
+	var list []string
+	for _, part := range []struct {
+		objects []string
+		what    string
+	}{{e.proof.Missing, "is missing after the upgrade"}, {e.proof.Extra, "is left over"}, {e.proof.Differ, "has another definition"}} {
+		for _, o := range part.objects {
+			list = append(list, o+" "+part.what)
+		}
+	}
+	return list
 }
 
 // A scratchError says that a package cannot be tried in a database that lacks what
