@@ -157,7 +157,7 @@ Options:
                       see rideau extension install.
     --cascade         Uninstall what needs them too, and DROP ... CASCADE:
                       objects of yours go with them. See --dry-run first.
-    --modified        Drop also what was changed by hand since it was installed.
+    --modified        Drop also what was changed by hand since.
     --allow-open-schema
                       An uninstall.sql may be executed where others may create.
     --dry-run         Do it, roll it back, and say what it did.

@@ -41,9 +41,10 @@ Options:
                       package. Who installs it is then sure to get no more and
                       no less. What it depends on must be installed there.
     --upgrade-from OLDER
-                      An older package, or its directory; may be repeated. It is
-                      installed in the scratch database and upgraded with our
-                      scripts: that must lead where an installation leads.
+                      An older package, or its directory; repeatable. It is
+                      installed in the scratch database and upgraded with
+                      this one's scripts: that must lead where installing
+                      this one leads.
     --name NAME       Which extension, if SOURCE has several.
     --json            Print what was made as JSON.
     -v, --verbose     Tell more, on standard error.
