@@ -23,6 +23,7 @@ type Report struct {
 	Tries    int           `json:"tries"`
 	Elapsed  time.Duration `json:"elapsed_ns"`
 	Restart  []string      `json:"restart,omitempty"`
+	Set      []string      `json:"set,omitempty"` // settings of the servers that were made: "work_mem at db1:5432"
 	Notes    []string      `json:"notes,omitempty"`
 }
 
@@ -37,7 +38,7 @@ type StepReport struct {
 	Objects int      `json:"objects"` // that the extension now has, or had
 	Created []string `json:"created,omitempty"`
 	Dropped []string `json:"dropped,omitempty"`
-	Others  []string `json:"others,omitempty"`
+	Others  []string `json:"others,omitempty"` // that CASCADE dropped, and were not its own
 }
 
 // A Lock is one that others will have to wait for: on a relation that was there
@@ -49,26 +50,32 @@ type Lock struct {
 
 // Apply does what the plan says. With dry it does so in a transaction that is
 // rolled back, and says what locks it would have held.
+//
+// A *UnfinishedError comes with a report: the database is changed then.
 func (s *Session) Apply(ctx context.Context, p *Plan, dry bool) (_ *Report, err error) {
 	begun := time.Now()
-	if s.primary.o.Standby {
-		return nil, fmt.Errorf("%s is a standby: extensions are installed on the primary", s.primary.o.Node)
-	}
 	unlock, err := s.lock(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, unlock()) }()
+	if !dry && len(p.Files)+len(p.Preload)+len(p.System) > 0 {
+		unlock, err := s.lockServer(ctx)
+		if err != nil {
+			return nil, err
+		}
+		defer func() { err = errors.Join(err, unlock()) }()
+	}
 	if err := s.refresh(ctx); err != nil {
 		return nil, err
 	}
-	if s.primary.o.Fingerprint() != p.Fingerprint {
+	if s.primary.o.Standby {
+		return nil, fmt.Errorf("%s is a standby: extensions are installed on the primary", s.primary.o.Node)
+	}
+	if s.primary.o.Fingerprint() != p.Fingerprint || p.Pool != "" && s.poolFingerprint() != p.Pool {
 		return nil, &MovedError{Database: p.Database, Node: p.Node}
 	}
 	report := &Report{Database: p.Database, Node: p.Node, DryRun: dry, Restart: p.Restart, Notes: slices.Clone(p.Notes)}
-	if len(p.Preload) > 0 && !dry {
-		return nil, s.preload(ctx, p)
-	}
 	on := s.primary
 	if dry {
 		end, err := s.rehearse(ctx, p, &on)
@@ -76,13 +83,8 @@ func (s *Session) Apply(ctx context.Context, p *Plan, dry bool) (_ *Report, err 
 			return nil, err
 		}
 		defer func() { err = errors.Join(err, end()) }()
-	} else {
-		if err := s.bring(ctx, p.Files); err != nil {
-			return nil, err
-		}
-		if err := s.leadThere(ctx, p); err != nil {
-			return nil, err
-		}
+	} else if err := s.prepare(ctx, p, report); err != nil {
+		return nil, err
 	}
 	for try := 1; ; try++ {
 		r, err := s.transact(ctx, on, p, dry)
@@ -103,19 +105,38 @@ func (s *Session) Apply(ctx context.Context, p *Plan, dry bool) (_ *Report, err 
 		}
 	}
 	if !dry {
-		if err := s.afterCommit(ctx, p, report); err != nil {
-			return report, err
-		}
+		err = s.afterCommit(ctx, p, report)
 	}
 	report.Elapsed = time.Since(begun)
-	return report, nil
+	return report, err
+}
+
+// prepare does what comes before the transaction: all of it can be done twice.
+func (s *Session) prepare(ctx context.Context, p *Plan, report *Report) error {
+	notes, preloaded, err := s.trySystem(ctx, p)
+	if err != nil {
+		return err
+	}
+	report.Notes = append(report.Notes, notes...)
+	if err := s.bring(ctx, p.Files); err != nil {
+		return err
+	}
+	if notes, err = s.leadThere(ctx, p); err != nil {
+		return err
+	}
+	report.Notes = append(report.Notes, notes...)
+	if len(p.Preload) > 0 {
+		return s.preload(ctx, p)
+	}
+	return s.findable(ctx, preloaded)
 }
 
 // worthAnotherTry says whether an error comes from others who were there at the
 // same time.
 func worthAnotherTry(err error) bool {
+	var unknown *CommitError
 	var server *pgconn.PgError
-	return errors.As(err, &server) && (server.Code == "55P03" || // lock_not_available
+	return !errors.As(err, &unknown) && errors.As(err, &server) && (server.Code == "55P03" || // lock_not_available
 		server.Code == "40P01" || // deadlock_detected
 		server.Code == "40001") // serialization_failure
 }
@@ -144,9 +165,16 @@ func (s *Session) lock(ctx context.Context) (unlock func() error, err error) {
 		if ok {
 			break
 		}
-		if try >= s.cfg.Tries {
-			return nil, &LockedError{Database: s.primary.o.Database, Tries: try, Err: errors.New("somebody else installs extensions there")}
+		// Any role may take an advisory lock; nothing can be done but to say who has.
+		who, err := holders(ctx, conn, `locktype = 'advisory' AND classid = $1::int::oid AND objid = $2::int::oid AND objsubid = 2
+AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`, ledger.LockClass, ledger.LockKey)
+		if err != nil {
+			return nil, err
 		}
+		if try >= s.cfg.Tries {
+			return nil, &LockedError{Database: s.primary.o.Database, Tries: try, Err: fmt.Errorf("somebody else installs extensions there: %s", who)}
+		}
+		s.cfg.Log.Info("waiting for the lock of the database", "database", s.primary.o.Database, "try", try, "holder", who)
 		if err := pause(ctx, time.Duration(min(try, 10))*100*time.Millisecond); err != nil {
 			return nil, err
 		}
@@ -155,9 +183,154 @@ func (s *Session) lock(ctx context.Context) (unlock func() error, err error) {
 		if conn.IsClosed() {
 			return nil // and the lock is gone with it
 		}
-		_, err := conn.Exec(context.WithoutCancel(ctx), "SELECT pg_advisory_unlock($1::int, $2::int)", ledger.LockClass, ledger.LockKey)
+		ctx, cancel := ending(ctx)
+		defer cancel()
+		var was bool
+		err := conn.QueryRow(ctx, "SELECT pg_advisory_unlock($1::int, $2::int)", ledger.LockClass, ledger.LockKey).Scan(&was)
+		if err == nil && !was {
+			err = fmt.Errorf("the lock of database %q was lost meanwhile: others may have installed extensions at the same time", s.primary.o.Database)
+		}
 		return err
 	}, nil
+}
+
+// holders says who holds a lock.
+func holders(ctx context.Context, conn *pgx.Conn, which string, args ...any) (string, error) {
+	var who string
+	err := conn.QueryRow(ctx, `
+SELECT coalesce(string_agg(format('pid %s, role %I, application %L', l.pid, coalesce(a.usename, '?'), coalesce(a.application_name, '')), '; ' ORDER BY l.pid),
+                'nobody any more')
+FROM pg_locks l LEFT JOIN pg_stat_activity a USING (pid) WHERE l.granted AND l.pid <> pg_backend_pid() AND `+which, args...).Scan(&who)
+	if err != nil {
+		return "", fmt.Errorf("could not find out who holds the lock: %w", err)
+	}
+	return who, nil
+}
+
+// lockServer takes a lock of the whole server: files, ALTER SYSTEM and what a
+// server loads when it starts are of all its databases, and an advisory lock is of
+// one. A lock of a catalog that all share is of the server, can be taken from any
+// database, and only by a superuser, as all that it protects. Of
+// pg_shseclabel, in this mode, nobody notices: it keeps only a VACUUM of it away,
+// which gives way. The session that holds it stays in a transaction without a
+// snapshot.
+func (s *Session) lockServer(ctx context.Context) (unlock func() error, err error) {
+	conn, err := s.primary.dial(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("could not lock %s: %w", s.primary.o.Node, err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, hangUp(ctx, conn))
+		}
+	}()
+	for try := 1; ; try++ {
+		_, err := conn.PgConn().Exec(ctx, fmt.Sprintf(`BEGIN; SET LOCAL lock_timeout = %d;
+LOCK TABLE pg_catalog.pg_shseclabel IN SHARE UPDATE EXCLUSIVE MODE`, s.cfg.LockTimeout.Milliseconds())).ReadAll()
+		if err == nil {
+			break
+		}
+		if !worthAnotherTry(err) {
+			return nil, fmt.Errorf("could not lock %s: %w", s.primary.o.Node, err)
+		}
+		if _, err := conn.Exec(ctx, "ROLLBACK"); err != nil {
+			return nil, fmt.Errorf("could not lock %s: %w", s.primary.o.Node, err)
+		}
+		who, err := holders(ctx, conn, "l.locktype = 'relation' AND l.relation = 'pg_catalog.pg_shseclabel'::regclass AND l.mode = 'ShareUpdateExclusiveLock'")
+		if err != nil {
+			return nil, err
+		}
+		if try >= s.cfg.Tries {
+			return nil, &LockedError{Database: s.primary.o.Database, Tries: try, Err: fmt.Errorf("somebody else changes the server: %s", who)}
+		}
+		s.cfg.Log.Info("waiting for the lock of the server", "node", s.primary.o.Node, "try", try, "holder", who)
+	}
+	return func() error {
+		lost := conn.IsClosed()
+		if !lost {
+			ctx, cancel := ending(ctx)
+			defer cancel()
+			_, err := conn.Exec(ctx, "ROLLBACK")
+			lost = err != nil
+		}
+		err := hangUp(ctx, conn)
+		if lost {
+			err = errors.Join(fmt.Errorf("the lock of %s was lost meanwhile: others may have changed the server at the same time", s.primary.o.Node), err)
+		}
+		return err
+	}, nil
+}
+
+// rollback ends a transaction, and gives up on a server that does not answer.
+func rollback(ctx context.Context, tx pgx.Tx) error {
+	ctx, cancel := ending(ctx)
+	defer cancel()
+	if err := tx.Rollback(ctx); err != nil && !errors.Is(err, pgx.ErrTxClosed) && !tx.Conn().IsClosed() {
+		return err
+	}
+	return nil
+}
+
+// A CommitError says that the answer to COMMIT was lost, so that the changes may
+// have been made. What comes after the commit was not done; the same command
+// again does it.
+type CommitError struct {
+	Database string
+	Status   string // what the server said of it later: "committed", "in progress"; empty if it could not be asked
+	Err      error
+	Look     error // why it could not be asked
+}
+
+func (e *CommitError) Error() string {
+	switch e.Status {
+	case "committed":
+		return fmt.Sprintf("the changes of database %q are committed, and what comes after them was not done: %v", e.Database, e.Err)
+	case "in progress":
+		return fmt.Sprintf("the changes of database %q are being committed, or will be undone: %v", e.Database, e.Err)
+	}
+	text := fmt.Sprintf("the changes of database %q may have been committed: %v", e.Database, e.Err)
+	if e.Look != nil {
+		text += fmt.Sprintf("; the server could not be asked: %v", e.Look)
+	}
+	return text
+}
+
+func (e *CommitError) Unwrap() error { return e.Err }
+
+// notCommitted finds out what an error of COMMIT means. Only an ERROR is the
+// server's word that all is undone; whatever ends the session may have come after
+// the commit was written, while its answer waited for a standby.
+func (n *node) notCommitted(ctx context.Context, p *Plan, xid string, err error) error {
+	undone := fmt.Errorf("could not commit: %w", err)
+	var server *pgconn.PgError
+	if xid == "" || errors.Is(err, pgx.ErrTxCommitRollback) || errors.As(err, &server) && server.SeverityUnlocalized == "ERROR" {
+		return undone
+	}
+	e := &CommitError{Database: p.Database, Err: err}
+	if e.Status, e.Look = n.fate(ctx, xid); e.Status == "aborted" {
+		return undone
+	}
+	return e
+}
+
+// fate asks what has become of a transaction, on a session of its own, until the
+// server has noticed that the other one is gone.
+func (n *node) fate(ctx context.Context, xid string) (status string, err error) {
+	ctx, cancel := ending(ctx)
+	defer cancel()
+	conn, err := n.dial(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, hangUp(ctx, conn)) }()
+	for {
+		if err := conn.QueryRow(ctx, "SELECT coalesce(pg_xact_status($1::text::xid8), '')", xid).Scan(&status); err != nil {
+			return "", err
+		}
+		if status != "in progress" || pause(ctx, 50*time.Millisecond) != nil {
+			return status, nil
+		}
+	}
 }
 
 // transact does all steps in one transaction. REPEATABLE READ, so that what
@@ -168,11 +341,7 @@ func (s *Session) transact(ctx context.Context, on *node, p *Plan, dry bool) (_ 
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if e := tx.Rollback(context.WithoutCancel(ctx)); e != nil && !errors.Is(e, pgx.ErrTxClosed) && !conn.IsClosed() {
-			err = errors.Join(err, e)
-		}
-	}()
+	defer func() { err = errors.Join(err, rollback(ctx, tx)) }()
 	r := &runner{s: s, tx: tx, allowOpen: p.Request.AllowOpen, role: s.primary.o.Role.Name, root: on.store(dry)}
 	if _, err := tx.Exec(ctx, fmt.Sprintf("SET LOCAL lock_timeout = %d", s.cfg.LockTimeout.Milliseconds())); err != nil {
 		return nil, err
@@ -190,8 +359,12 @@ func (s *Session) transact(ctx context.Context, on *node, p *Plan, dry bool) (_ 
 		r.report.Locks, err = s.locks(ctx, tx)
 		return &r.report, err
 	}
+	var xid string
+	if err := tx.QueryRow(ctx, "SELECT coalesce(pg_catalog.pg_current_xact_id_if_assigned()::text, '')").Scan(&xid); err != nil {
+		return nil, err
+	}
 	if err := tx.Commit(ctx); err != nil {
-		return nil, fmt.Errorf("could not commit: %w", err)
+		return nil, on.notCommitted(ctx, p, xid, err)
 	}
 	return &r.report, nil
 }
@@ -232,19 +405,21 @@ WHERE c.relkind IN ('r', 'p', 'm', 'v', 'f', 'S') ORDER BY 1, 2`, relations, mod
 // rehearse prepares a dry run on a session of its own: a library that it loads
 // stays loaded in that session, from a place that is gone afterwards.
 func (s *Session) rehearse(ctx context.Context, p *Plan, on **node) (end func() error, err error) {
-	conn, err := connect(ctx, s.primary.conninfo)
+	conn, err := s.primary.dial(ctx)
 	if err != nil {
 		return nil, err
 	}
-	*on = &node{conninfo: s.primary.conninfo, conn: conn, o: s.primary.o}
+	s.primary.rehearsal = newRehearsal()
+	*on = &node{config: s.primary.config, conn: conn, o: s.primary.o, rehearsal: s.primary.rehearsal}
 	files, err := s.files(p, true)
 	if err == nil {
 		err = s.bring(ctx, files)
 	}
 	end = func() error {
-		ctx := context.WithoutCancel(ctx)
-		err := conn.Close(ctx)
+		err := hangUp(ctx, conn)
 		if len(files) > 0 {
+			ctx, cancel := ending(ctx)
+			defer cancel()
 			err = errors.Join(err, s.removeRehearsal(ctx))
 		}
 		return err

@@ -332,8 +332,8 @@ func (s *Session) lookAtTarget(ctx context.Context, x *Examination, conninfo str
 	if err != nil {
 		return err
 	}
-	n := &node{conninfo: conninfo, conn: conn}
-	defer func() { err = errors.Join(err, conn.Close(context.WithoutCancel(ctx))) }()
+	n := &node{config: pinned(conn), conn: conn}
+	defer func() { err = errors.Join(err, hangUp(ctx, conn)) }()
 	if n.o, err = Observe(ctx, conn); err != nil {
 		return err
 	}

@@ -102,7 +102,7 @@ func (r *runner) native(ctx context.Context, s *Step, done *StepReport) error {
 		if err := r.closed(ctx, s, schemas); err != nil {
 			return err
 		}
-		if err := r.exec(ctx, s, "SET LOCAL extension_control_path = "+quoteLiteral(withElement(r.s.primary.o.ControlPath, r.root))); err != nil {
+		if err := r.exec(ctx, s, "SET LOCAL extension_control_path = "+quoteLiteral(withElement(r.s.primary.o.ControlPath, ownControls, r.root))); err != nil {
 			return err
 		}
 	}
@@ -140,7 +140,7 @@ func (r *runner) libraryPath(ctx context.Context, s *Step) error {
 	if !s.hasLibraries() {
 		return nil
 	}
-	return r.exec(ctx, s, "SET LOCAL dynamic_library_path = "+quoteLiteral(withElement(r.s.primary.o.LibraryPath, r.root+"/lib")))
+	return r.exec(ctx, s, "SET LOCAL dynamic_library_path = "+quoteLiteral(withElement(r.s.primary.o.LibraryPath, ownLibraries, r.root+"/lib")))
 }
 
 // scripted executes the package's script, as pg_execute_from_file would have,
@@ -681,12 +681,12 @@ func (r *runner) onlyOwnDropped(ctx context.Context, s *Step, version string, d 
 // nameDropped names objects that the transaction has dropped, as those see them
 // who are not in it.
 func (s *Session) nameDropped(ctx context.Context, dropped []catalog.Object) ([]string, error) {
-	conn, err := connect(ctx, s.primary.conninfo)
+	conn, err := s.primary.dial(ctx)
 	if err != nil {
 		return nil, err
 	}
 	named, err := catalog.Describe(ctx, conn, dropped)
-	if err := errors.Join(err, conn.Close(context.WithoutCancel(ctx))); err != nil {
+	if err := errors.Join(err, hangUp(ctx, conn)); err != nil {
 		return nil, err
 	}
 	what := make([]string, len(named))

@@ -156,9 +156,15 @@ func (k *known) impossible(requests []resolve.Request) error {
 		if err != nil {
 			return err
 		}
-		if x := k.newestExcluded(r.Relation.Name); x != nil && len(n.candidates) == 0 {
-			return x.Why
+		x := k.newestExcluded(r.Relation.Name)
+		if x == nil || len(n.candidates) > 0 {
+			continue
 		}
+		var mode *ModeError
+		if slices.Contains(k.shadowed, r.Relation.Name) && errors.As(x.Why, &mode) {
+			mode.Reasons = append(mode.Reasons, "there is a package of that name, and it is not used: it is unsigned, and the server has files of an extension of that name")
+		}
+		return x.Why
 	}
 	return nil
 }
@@ -245,13 +251,13 @@ SELECT datname::text FROM pg_database WHERE datallowconn AND NOT datistemplate A
 }
 
 func (s *Session) installedIn(ctx context.Context, database string) (_ []Installed, err error) {
-	config := s.primary.conn.Config()
+	config := s.primary.config.Copy()
 	config.Database = database
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, conn.Close(context.WithoutCancel(ctx))) }()
+	defer func() { err = errors.Join(err, hangUp(ctx, conn)) }()
 	if _, err := conn.Exec(ctx, sessionSQL, pgx.QueryExecModeSimpleProtocol); err != nil {
 		return nil, err
 	}
@@ -353,7 +359,7 @@ func (s *Session) planNodes(ctx context.Context, p *Plan, req Request) error {
 			return fmt.Errorf("%s needs the file %s at %s, and role %q may not bring it there", f.Extension, f.Path, f.Node, n.o.Role.Name)
 		}
 	}
-	p.Files = files
+	p.Files, p.Pool = files, s.poolFingerprint()
 	if len(s.standbys) == 0 {
 		return nil
 	}

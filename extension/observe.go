@@ -187,11 +187,12 @@ func connect(ctx context.Context, conninfo string) (*pgx.Conn, error) {
 
 // sessionSQL is said first in every session.
 const sessionSQL = `SET search_path = pg_catalog, pg_temp; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0;
-SET standard_conforming_strings = on; SET client_encoding = 'UTF8'; SET client_min_messages = warning; SET jit = off`
+SET standard_conforming_strings = on; SET client_encoding = 'UTF8'; SET client_min_messages = warning; SET jit = off;
+SET default_transaction_read_only = off; SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN ('idle_session_timeout', 'transaction_timeout')`
 
 // node is how people call the server of a session.
 func nodeName(conn *pgx.Conn) string {
-	c := conn.Config()
+	c := connectedTo(conn)[0]
 	if strings.HasPrefix(c.Host, "/") {
 		return c.Host + ":" + strconv.Itoa(int(c.Port))
 	}

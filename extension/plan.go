@@ -37,7 +37,8 @@ type Plan struct {
 	Role        string   `json:"role"`
 	Version     string   `json:"postgresql"`
 	Standbys    []string `json:"standbys,omitempty"`
-	Fingerprint string   `json:"fingerprint"` // of what was observed
+	Fingerprint string   `json:"fingerprint"`    // of what was observed
+	Pool        string   `json:"pool,omitempty"` // the same, of the standbys
 
 	Files   []NodeFile     `json:"files,omitempty"`
 	Preload []string       `json:"preload,omitempty"` // libraries that a restart must load before Steps can be done

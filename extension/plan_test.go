@@ -106,10 +106,10 @@ func TestLists(t *testing.T) {
 	if got, want := c.SQL(), `ALTER SYSTEM SET "shared_preload_libraries" = 'pg_stat_statements', 'o''clock', 'foo'`; got != want {
 		t.Errorf("%s, want %s", got, want)
 	}
-	if got, want := withElement("$libdir", "/data/rideau/lib"), "$libdir:/data/rideau/lib"; got != want {
+	if got, want := withElement("$libdir", ownLibraries, "/data/rideau/lib"), "$libdir:/data/rideau/lib"; got != want {
 		t.Errorf("library path %q, want %q", got, want)
 	}
-	if got := withElement("$libdir:/x", "/x"); got != "$libdir:/x" {
+	if got := withElement("$libdir:/x", ownLibraries, "/x"); got != "$libdir:/x" {
 		t.Errorf("library path %q: the folder is there twice", got)
 	}
 }

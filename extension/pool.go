@@ -2,6 +2,7 @@ package extension
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
@@ -30,10 +31,14 @@ const (
 func (n *node) store(dry bool) string {
 	root := path.Join(n.o.DataDir, storeName)
 	if dry {
-		root += rehearsalSuffix
+		root = path.Join(n.o.DataDir, n.rehearsal)
 	}
 	return root
 }
+
+// newRehearsal names the folder of a dry run: several may go on at once, in other
+// databases of the server.
+func newRehearsal() string { return storeName + rehearsalSuffix + "-" + strings.ToLower(rand.Text()) }
 
 // files lists what must be on the nodes before the steps. A rehearsal needs them
 // on the primary only.
@@ -101,13 +106,19 @@ func (s *Step) modulePathname(*Observed) string {
 	return name
 }
 
+// What search paths of the server begin with unless somebody has changed them.
+const (
+	ownLibraries = "$libdir" // of dynamic_library_path
+	ownControls  = "$system" // of extension_control_path; an empty one means it, too
+)
+
 // withElement adds a folder to a search path of the server, and never takes
 // $libdir or $system away: without $libdir a standby cannot even load its
-// walreceiver.
-func withElement(searchPath, folder string) string {
+// walreceiver. An empty path becomes one that has the server's own folder.
+func withElement(searchPath, own, folder string) string {
 	elements := strings.Split(searchPath, ":")
 	if searchPath == "" {
-		elements = nil
+		elements = []string{own}
 	}
 	if slices.Contains(elements, folder) {
 		return searchPath
@@ -115,31 +126,42 @@ func withElement(searchPath, folder string) string {
 	return strings.Join(append(elements, folder), ":")
 }
 
-// bring writes files to their nodes, and reads them back.
+// bring writes files to their nodes, and reads them back. A cancellation is heeded
+// between two files: a statement that is torn off takes its session with it, and
+// leaves a program behind that still writes.
 func (s *Session) bring(ctx context.Context, files []NodeFile) error {
 	for _, n := range s.nodes() {
 		for _, f := range files {
 			if f.Node != n.o.Node {
 				continue
 			}
-			has, err := n.fileHash(ctx, f.Path)
-			if err != nil {
+			if err := ctx.Err(); err != nil {
 				return err
 			}
-			if has == f.SHA256 {
-				continue
-			}
-			s.cfg.Log.Info("file to node", "node", f.Node, "file", f.Path, "bytes", f.Size)
-			if err := n.write(ctx, f.Path, f.data); err != nil {
-				return fmt.Errorf("could not bring %s to %s: %w", f.Path, f.Node, err)
-			}
-			if has, err = n.fileHash(ctx, f.Path); err != nil {
+			if err := s.bringOne(ctx, n, f); err != nil {
 				return err
-			}
-			if has != f.SHA256 {
-				return fmt.Errorf("%s at %s is not what was written: its sha256 is %s, want %s", f.Path, f.Node, cmpOr(has, "not to be had"), f.SHA256)
 			}
 		}
+	}
+	return nil
+}
+
+func (s *Session) bringOne(ctx context.Context, n *node, f NodeFile) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(1+len(f.data)/copyPiece)*settleTime)
+	defer cancel()
+	has, err := n.fileHash(ctx, f.Path)
+	if err != nil || has == f.SHA256 {
+		return err
+	}
+	s.cfg.Log.Info("file to node", "node", f.Node, "file", f.Path, "bytes", f.Size)
+	if err := n.write(ctx, f.Path, f.data); err != nil {
+		return fmt.Errorf("could not bring %s to %s: %w", f.Path, f.Node, err)
+	}
+	if has, err = n.fileHash(ctx, f.Path); err != nil {
+		return err
+	}
+	if has != f.SHA256 {
+		return fmt.Errorf("%s at %s is not what was written: its sha256 is %s, want %s", f.Path, f.Node, cmpOr(has, "not to be had"), f.SHA256)
 	}
 	return nil
 }
@@ -170,36 +192,68 @@ func (n *node) fileHash(ctx context.Context, name string) (string, error) {
 const copyPiece = 8 << 20
 
 // write writes a file on a node, which may be a standby: COPY TO PROGRAM changes
-// nothing in the database. The file is under its name only when it is whole.
+// nothing in the database. The file is under its name only when it is whole, and
+// until then under one that nobody else writes to.
 func (n *node) write(ctx context.Context, name string, data []byte) error {
-	dir, tmp := path.Dir(name), name+".tmp"
+	tmp := name + "." + strings.ToLower(rand.Text()) + ".tmp"
 	for first := true; first || len(data) > 0; first = false {
 		piece := data[:min(len(data), copyPiece)]
 		data = data[len(piece):]
-		program := "base64 -d >> " + shellQuote(tmp)
-		if first {
-			program = fmt.Sprintf("umask 077 && mkdir -p %s && base64 -d > %s", shellQuote(dir), shellQuote(tmp))
-		}
-		if len(data) == 0 {
-			program += fmt.Sprintf(" && sync %[1]s && mv %[1]s %[2]s && sync %[3]s", shellQuote(tmp), shellQuote(name), shellQuote(dir))
-		}
+		program := writeProgram(name, tmp, first, len(data) == 0)
 		sql := fmt.Sprintf("COPY (SELECT %s) TO PROGRAM %s", quoteLiteral(base64.StdEncoding.EncodeToString(piece)), quoteLiteral(program))
 		if _, err := n.conn.PgConn().Exec(ctx, sql).ReadAll(); err != nil {
-			return err
+			return errors.Join(err, n.removeFile(ctx, tmp))
 		}
 	}
 	return nil
 }
 
-// removeRehearsal removes what a dry run has brought to the primary.
-func (s *Session) removeRehearsal(ctx context.Context) error {
+// writeProgram is the shell's part of writing one piece of a file. A new folder
+// is there after a crash only if the one that it is in has been synced.
+func writeProgram(name, tmp string, first, last bool) string {
+	dir := shellQuote(path.Dir(name))
+	tmp, name = shellQuote(tmp), shellQuote(name)
+	program := "base64 -d >> " + tmp
+	if first {
+		program = "umask 077; set --; d=" + dir + `; while ! test -d "$d"; do d=$(dirname "$d"); set -- "$@" "$d"; done; ` +
+			"mkdir -p " + dir + ` && { test $# -eq 0 || sync "$@"; } && base64 -d > ` + tmp
+	}
+	if last {
+		program += fmt.Sprintf(" && sync %[1]s && mv %[1]s %[2]s && sync %[3]s", tmp, name, dir)
+	}
+	return program
+}
+
+// removeFile removes what was not written to its end, if there is a way to.
+func (n *node) removeFile(ctx context.Context, name string) error {
+	if n.conn.IsClosed() {
+		return nil
+	}
+	ctx, cancel := ending(ctx)
+	defer cancel()
+	_, err := n.conn.PgConn().Exec(ctx, "COPY (SELECT 1) TO PROGRAM "+quoteLiteral("cat > /dev/null; rm -f "+shellQuote(name))).ReadAll()
+	return err
+}
+
+// removeRehearsal removes what a dry run has brought to the primary, over a new
+// session if ours is gone.
+func (s *Session) removeRehearsal(ctx context.Context) (err error) {
 	root := s.primary.store(true)
-	if !strings.HasSuffix(root, "/"+storeName+rehearsalSuffix) {
+	if !strings.HasPrefix(path.Base(root), storeName+rehearsalSuffix+"-") {
 		return fmt.Errorf("extension: %q is no folder of a rehearsal", root)
 	}
+	conn := s.primary.conn
+	if conn.IsClosed() {
+		if conn, err = s.primary.dial(ctx); err != nil {
+			return fmt.Errorf("could not remove %s at %s: %w", root, s.primary.o.Node, err)
+		}
+		defer func() { err = errors.Join(err, hangUp(ctx, conn)) }()
+	}
 	sql := "COPY (SELECT 1) TO PROGRAM " + quoteLiteral("cat > /dev/null; rm -rf "+shellQuote(root))
-	_, err := s.primary.conn.PgConn().Exec(ctx, sql).ReadAll()
-	return err
+	if _, err := conn.PgConn().Exec(ctx, sql).ReadAll(); err != nil {
+		return fmt.Errorf("could not remove %s at %s: %w", root, s.primary.o.Node, err)
+	}
+	return nil
 }
 
 // shellQuote quotes a word for the POSIX shell.
@@ -208,33 +262,105 @@ func shellQuote(word string) string { return "'" + strings.ReplaceAll(word, "'",
 // leadThere makes every node look into its store, from now on. It comes before
 // the steps: a standby must find a library when the first row is replayed that
 // needs it, and a function of it called.
-func (s *Session) leadThere(ctx context.Context, p *Plan) error {
+func (s *Session) leadThere(ctx context.Context, p *Plan) (notes []string, err error) {
 	below := func(n *node, folder string) bool {
 		return slices.ContainsFunc(p.Files, func(f NodeFile) bool { return f.Node == n.o.Node && path.Dir(f.Path) == folder })
 	}
 	for _, n := range s.nodes() {
 		control, library := path.Join(n.store(false), "extension"), path.Join(n.store(false), "lib")
 		for _, set := range []struct {
-			name, now, element string
+			name, own, element string
 			want               bool
 		}{
-			{"extension_control_path", n.o.ControlPath, n.store(false), below(n, control)},
-			{"dynamic_library_path", n.o.LibraryPath, library, below(n, library)},
+			{controlPath, ownControls, n.store(false), below(n, control)},
+			{libraryPath, ownLibraries, library, below(n, library)},
 		} {
-			value := withElement(set.now, set.element)
-			if !set.want || value == set.now {
+			if !set.want {
 				continue
 			}
-			s.cfg.Log.Info("setting", "node", n.o.Node, "name", set.name, "value", value)
-			if err := n.alterSystem(ctx, SystemChange{Name: set.name, Values: []string{value}}); err != nil {
-				return err
+			note, err := s.leadTo(ctx, n, set.name, set.own, set.element)
+			if err != nil {
+				return notes, err
 			}
-			if err := n.reload(ctx, set.name, value); err != nil {
-				return err
+			if note != "" {
+				notes = append(notes, note)
 			}
 		}
 	}
-	return nil
+	return notes, nil
+}
+
+// The search paths of the server.
+const (
+	controlPath = "extension_control_path"
+	libraryPath = "dynamic_library_path"
+)
+
+// leadTo adds an element to a search path of one node.
+func (s *Session) leadTo(ctx context.Context, n *node, name, own, element string) (note string, err error) {
+	now, err := n.serverSetting(ctx, name)
+	if err != nil {
+		return "", err
+	}
+	if now.hidden && !slices.Contains(strings.Split(now.session, ":"), element) {
+		note = fmt.Sprintf("%s is set for role %q or database %q at %s: their sessions do not look into %s unless that is in it, too", name, n.o.Role.Name, n.o.Database, n.o.Node, element)
+	}
+	value := withElement(now.server, own, element)
+	if value == now.server {
+		return note, nil
+	}
+	if now.source == "command line" {
+		return "", fmt.Errorf("%s: %s is set on the command line of the server, and would have to be %q", n.o.Node, name, value)
+	}
+	s.cfg.Log.Info("setting", "node", n.o.Node, "name", name, "value", value)
+	if err := n.alterSystem(ctx, SystemChange{Name: name, Values: []string{value}}); err != nil {
+		return "", err
+	}
+	if now.hidden {
+		return note, n.reloaded(ctx)
+	}
+	return note, n.reload(ctx, name, value)
+}
+
+// A serverSetting is what a parameter is for the whole server, and for us.
+type serverSetting struct {
+	server, session string
+	source          string // of what the session has
+	hidden          bool   // the session's own comes before the server's
+}
+
+// serverSetting asks for a parameter as it is where no role and no database has a
+// value of its own.
+func (n *node) serverSetting(ctx context.Context, name string) (serverSetting, error) {
+	var set serverSetting
+	var boot string
+	err := n.conn.QueryRow(ctx, `
+SELECT setting, source, source IN ('database', 'user', 'database user', 'client', 'session'), coalesce(boot_val, '')
+FROM pg_settings WHERE name = $1`, name).Scan(&set.session, &set.source, &set.hidden, &boot)
+	if err != nil {
+		return set, fmt.Errorf("%s: %s: %w", n.o.Node, name, err)
+	}
+	if !set.hidden {
+		set.server = set.session
+		return set, nil
+	}
+	value, ok, err := n.fileSetting(ctx, name)
+	if set.server = value; !ok {
+		set.server = boot
+	}
+	return set, err
+}
+
+// fileSetting is what the configuration files say of a parameter.
+func (n *node) fileSetting(ctx context.Context, name string) (value string, ok bool, err error) {
+	err = n.conn.QueryRow(ctx, `
+SELECT coalesce(setting, '') FROM pg_file_settings WHERE lower(name) = lower($1) ORDER BY seqno DESC LIMIT 1`, name).Scan(&value)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return "", false, nil
+	} else if err != nil {
+		return "", false, fmt.Errorf("%s: %s: %w", n.o.Node, name, err)
+	}
+	return value, true, nil
 }
 
 func (n *node) alterSystem(ctx context.Context, c SystemChange) error {
@@ -251,17 +377,40 @@ const settleTime = time.Minute
 // reload makes the node read its configuration, and waits until a session of it
 // sees the value.
 func (n *node) reload(ctx context.Context, name, value string) error {
-	if _, err := n.conn.Exec(ctx, "SELECT pg_reload_conf()"); err != nil {
-		return fmt.Errorf("%s: could not reload: %w", n.o.Node, err)
-	}
-	if name == "" {
-		return nil
+	if err := n.signal(ctx); err != nil {
+		return err
 	}
 	return n.eventually(ctx, fmt.Sprintf("%s to be %q", name, value), func() (bool, error) {
 		var now string
 		err := n.conn.QueryRow(ctx, "SELECT current_setting($1)", name).Scan(&now)
 		return now == value, err
 	})
+}
+
+// reloaded makes the node read its configuration, and waits until it has, where
+// no value shows it.
+func (n *node) reloaded(ctx context.Context) error {
+	const ask = "SELECT pg_conf_load_time()::text"
+	var was string
+	if err := n.conn.QueryRow(ctx, ask).Scan(&was); err != nil {
+		return fmt.Errorf("%s: %w", n.o.Node, err)
+	}
+	if err := n.signal(ctx); err != nil {
+		return err
+	}
+	return n.eventually(ctx, "its configuration to be read", func() (bool, error) {
+		var now string
+		err := n.conn.QueryRow(ctx, ask).Scan(&now)
+		return now != was, err
+	})
+}
+
+// signal makes the node read its configuration.
+func (n *node) signal(ctx context.Context) error {
+	if _, err := n.conn.Exec(ctx, "SELECT pg_reload_conf()"); err != nil {
+		return fmt.Errorf("%s: could not reload: %w", n.o.Node, err)
+	}
+	return nil
 }
 
 // eventually asks a node until done, which it knows by itself; there is nothing
@@ -283,9 +432,13 @@ func (n *node) eventually(ctx context.Context, what string, done func() (bool, e
 	}
 }
 
-// preload puts libraries into shared_preload_libraries of every node. The plan
-// said that a restart comes next.
+// preload puts libraries into shared_preload_libraries of every node, once each
+// can find them: a server that does not find one does not start. The plan said
+// that a restart comes next.
 func (s *Session) preload(ctx context.Context, p *Plan) error {
+	if err := s.findable(ctx, p.Preload); err != nil {
+		return err
+	}
 	for _, n := range s.nodes() {
 		current, err := n.nextPreload(ctx)
 		if err != nil {
@@ -301,6 +454,66 @@ func (s *Session) preload(ctx context.Context, p *Plan) error {
 		}
 	}
 	return &RestartError{Nodes: nodeNames(s.nodes()), Libraries: p.Preload}
+}
+
+// A PreloadError says that a server would not start any more if it had to load a
+// library then. The setting was not made.
+type PreloadError struct {
+	Node, Library string
+	Err           error
+}
+
+func (e *PreloadError) Error() string {
+	return fmt.Sprintf("%s would not start with %q in shared_preload_libraries: %v", e.Node, e.Library, e.Err)
+}
+
+func (e *PreloadError) Unwrap() error { return e.Err }
+
+// findable tries on each node whether libraries can be found there.
+func (s *Session) findable(ctx context.Context, libs []string) error {
+	if len(libs) == 0 {
+		return nil
+	}
+	for _, n := range s.nodes() {
+		search, err := n.serverSetting(ctx, libraryPath)
+		if err != nil {
+			return err
+		}
+		for _, lib := range libs {
+			if err := n.find(ctx, search.server, lib); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// find loads a library in a session that ends with it. That the library itself
+// refuses, because this is not the start of the server, is no matter.
+func (n *node) find(ctx context.Context, search, lib string) (err error) {
+	conn, err := n.dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, hangUp(ctx, conn)) }()
+	// The texts of errors tell whose they are, in English.
+	if _, err := conn.Exec(ctx, "SELECT set_config('lc_messages', 'C', false), set_config('dynamic_library_path', $1, false)", search); err != nil {
+		return fmt.Errorf("%s: %w", n.o.Node, err)
+	}
+	_, err = conn.PgConn().Exec(ctx, "LOAD "+quoteLiteral(lib)).ReadAll()
+	var server *pgconn.PgError
+	switch {
+	case err == nil:
+		return nil
+	case !errors.As(err, &server):
+		return fmt.Errorf("%s: could not try to load %q: %w", n.o.Node, lib, err)
+	}
+	for _, loader := range []string{"could not access file", "could not load library", "incompatible library"} {
+		if strings.HasPrefix(server.Message, loader) {
+			return &PreloadError{Node: n.o.Node, Library: lib, Err: err}
+		}
+	}
+	return nil
 }
 
 // nextPreload is shared_preload_libraries as the next start of the node will
@@ -319,65 +532,190 @@ func (n *node) nextPreload(ctx context.Context) ([]string, error) {
 	return splitLibraries(text)
 }
 
-// afterCommit does what cannot be in a transaction: settings of the servers, and
-// a look whether every standby can use what was installed.
-func (s *Session) afterCommit(ctx context.Context, p *Plan, report *Report) error {
+// An UnfinishedError says that what was done in the database is committed, and
+// that some of what comes after it was not done. The same command again does it.
+type UnfinishedError struct {
+	Database string
+	Done     []string // "work_mem at db1:5432"
+	Failed   []error
+}
+
+func (e *UnfinishedError) Error() string {
+	var failed []string
+	for _, err := range e.Failed {
+		failed = append(failed, strings.ReplaceAll(err.Error(), "\n", "; "))
+	}
+	text := fmt.Sprintf("database %q is changed, and not all that comes after it was done: %s", e.Database, strings.Join(failed, "; "))
+	if len(e.Done) > 0 {
+		text += " (done: " + strings.Join(e.Done, ", ") + ")"
+	}
+	return text
+}
+
+func (e *UnfinishedError) Unwrap() []error { return e.Failed }
+
+// trySystem tries the values of settings of the whole server before anything is
+// done, as far as a session can have them: what only a reload or a restart sets
+// is not looked at before.
+//
+// libs are what the next start would load.
+func (s *Session) trySystem(ctx context.Context, p *Plan) (notes, libs []string, err error) {
+	var untried []string
 	for _, c := range p.System {
-		for _, n := range s.nodes() {
-			if strings.EqualFold(c.Name, sharedPreload) {
-				current, err := n.nextPreload(ctx)
-				if err != nil {
-					return err
-				}
-				c.Values = mergeList(current, c.Values)
+		if strings.EqualFold(c.Name, sharedPreload) {
+			libs = append(libs, c.Values...)
+			continue
+		}
+		value := strings.Join(c.Values, "")
+		if c.List {
+			value = listText(c.Values)
+		}
+		tx, err := s.primary.conn.Begin(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		_, err = tx.Exec(ctx, "SELECT set_config($1, $2, true)", c.Name, value)
+		if e := rollback(ctx, tx); e != nil {
+			return nil, nil, errors.Join(err, e)
+		}
+		var server *pgconn.PgError
+		switch {
+		case errors.As(err, &server) && server.Code == "55P02": // cant_change_runtime_param
+			untried = append(untried, c.Name)
+		case err != nil:
+			return nil, nil, fmt.Errorf("%s: foo.conf sets %s for the whole server: %w", c.For, c.Name, err)
+		}
+	}
+	if len(untried) > 0 {
+		notes = append(notes, fmt.Sprintf("whether the server takes the value of %s is seen when it is set, after the commit", strings.Join(untried, ", ")))
+	}
+	return notes, libs, nil
+}
+
+// listText writes a list as splitLibraries reads it.
+func listText(values []string) string {
+	quoted := make([]string, len(values))
+	for i, v := range values {
+		quoted[i] = quoteIdent(v)
+	}
+	return strings.Join(quoted, ", ")
+}
+
+// afterCommit does what cannot be in a transaction: settings of the servers, and
+// a look whether every standby can use what was installed. What fails keeps
+// nothing else from being done; the primary, which serves, comes first.
+func (s *Session) afterCommit(ctx context.Context, p *Plan, report *Report) error {
+	unfinished := &UnfinishedError{Database: p.Database}
+	for _, n := range append([]*node{s.primary}, s.standbys...) {
+		set := 0
+		for _, c := range p.System {
+			if err := s.setSystem(ctx, n, c); err != nil {
+				unfinished.Failed = append(unfinished.Failed, err)
+				continue
 			}
-			s.cfg.Log.Info("setting", "node", n.o.Node, "name", c.Name, "value", strings.Join(c.Values, ", "))
-			if err := n.alterSystem(ctx, c); err != nil {
-				return err
-			}
-			if err := n.reload(ctx, "", ""); err != nil {
-				return err
+			set++
+			unfinished.Done = append(unfinished.Done, c.Name+" at "+n.o.Node)
+		}
+		if set > 0 {
+			if err := n.signal(ctx); err != nil {
+				unfinished.Failed = append(unfinished.Failed, err)
 			}
 		}
 	}
-	if len(s.standbys) == 0 {
-		return nil
+	report.Set = unfinished.Done
+	if len(s.standbys) > 0 {
+		unfinished.Failed = append(unfinished.Failed, s.probeStandbys(ctx, p, report)...)
 	}
+	if len(unfinished.Failed) > 0 {
+		return unfinished
+	}
+	return nil
+}
+
+// setSystem makes one setting on one node. Libraries are added to those that are
+// there.
+func (s *Session) setSystem(ctx context.Context, n *node, c SystemChange) error {
+	if strings.EqualFold(c.Name, sharedPreload) {
+		current, err := n.nextPreload(ctx)
+		if err != nil {
+			return err
+		}
+		c.Values = mergeList(current, c.Values)
+	}
+	s.cfg.Log.Info("setting", "node", n.o.Node, "name", c.Name, "value", strings.Join(c.Values, ", "))
+	return n.alterSystem(ctx, c)
+}
+
+// probeStandbys waits until each standby has replayed what was committed, and
+// tries there what was installed.
+func (s *Session) probeStandbys(ctx context.Context, p *Plan, report *Report) (failed []error) {
 	var at string
 	if err := s.primary.conn.QueryRow(ctx, "SELECT pg_current_wal_insert_lsn()::text").Scan(&at); err != nil {
-		return err
+		return []error{fmt.Errorf("%s: %w", s.primary.o.Node, err)}
 	}
 	lsn, err := wal.ParseLSN(at)
 	if err != nil {
-		return err
+		return []error{err}
+	}
+	note := func(text string) {
+		if text != "" && !slices.Contains(report.Notes, text) {
+			report.Notes = append(report.Notes, text)
+		}
 	}
 	for _, n := range s.standbys {
-		if err := n.replayed(ctx, lsn); err != nil {
-			return err
+		late, err := n.replayed(ctx, lsn)
+		if err != nil {
+			failed = append(failed, err)
+			continue
+		}
+		if late != "" {
+			note(fmt.Sprintf("whether %s can use what was installed was not tried: %s", n.o.Node, late))
+			continue
 		}
 		for i := range p.Steps {
 			if p.Steps[i].Action == Uninstall {
 				continue
 			}
-			note, err := n.probe(ctx, &p.Steps[i])
+			text, err := n.probe(ctx, &p.Steps[i])
 			if err != nil {
-				return err
+				failed = append(failed, err)
 			}
-			if note != "" && !slices.Contains(report.Notes, note) {
-				report.Notes = append(report.Notes, note)
-			}
+			note(text)
 		}
 	}
-	return nil
+	return failed
 }
 
-// replayed waits until a standby has replayed what was committed.
-func (n *node) replayed(ctx context.Context, lsn wal.LSN) error {
-	return n.eventually(ctx, "WAL to be replayed up to "+lsn.String(), func() (bool, error) {
-		var ok bool
-		err := n.conn.QueryRow(ctx, "SELECT coalesce(pg_last_wal_replay_lsn() >= $1::text::pg_lsn, false)", lsn.String()).Scan(&ok)
-		return ok, err
-	})
+// replayTime is how long we wait for a standby to replay what was committed, to
+// try it there. It is no error that it takes longer: nothing depends on it.
+const replayTime = 20 * time.Second
+
+// replayed waits until a standby has replayed what was committed, or says why
+// that is not waited for.
+func (n *node) replayed(ctx context.Context, lsn wal.LSN) (late string, err error) {
+	for deadline := time.Now().Add(replayTime); ; {
+		var done, paused bool
+		var delay string
+		err := n.conn.QueryRow(ctx, `
+SELECT coalesce(pg_last_wal_replay_lsn() >= $1::text::pg_lsn, false),
+       CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() ELSE false END, current_setting('recovery_min_apply_delay')`,
+			lsn.String()).Scan(&done, &paused, &delay)
+		switch {
+		case err != nil:
+			return "", fmt.Errorf("%s: waiting for WAL to be replayed up to %s: %w", n.o.Node, lsn, err)
+		case done:
+			return "", nil
+		case paused:
+			return "its replay is paused", nil
+		case delay != "0":
+			return "it replays with a delay of " + delay, nil
+		case time.Now().After(deadline):
+			return fmt.Sprintf("it has not replayed it in %v", replayTime), nil
+		}
+		if err := pause(ctx, 20*time.Millisecond); err != nil {
+			return "", fmt.Errorf("%s: waited for WAL to be replayed up to %s: %w", n.o.Node, lsn, err)
+		}
+	}
 }
 
 // probe loads the libraries of an extension on a node, as a function of it would.
@@ -396,8 +734,17 @@ AND e.extname = $1 AND p.probin IS NOT NULL ORDER BY 1`, s.Name)
 	if len(libs) > 0 && !n.o.Role.Superuser {
 		return fmt.Sprintf("whether %s can be loaded on the standbys was not tried: that needs a superuser", strings.Join(libs, ", ")), nil
 	}
+	if len(libs) == 0 {
+		return "", nil
+	}
+	// What is loaded stays in a session: this is one of its own.
+	own := &node{config: n.config, o: n.o}
+	if own.conn, err = n.dial(ctx); err != nil {
+		return "", fmt.Errorf("%s: %w", n.o.Node, err)
+	}
+	defer func() { err = errors.Join(err, hangUp(ctx, own.conn)) }()
 	for _, lib := range libs {
-		if err := n.load(ctx, lib); err != nil {
+		if err := own.load(ctx, lib); err != nil {
 			return "", fmt.Errorf("%s is installed on the primary, and %s cannot load its library: %w", s.Name, n.o.Node, err)
 		}
 	}
@@ -414,18 +761,71 @@ func (n *node) load(ctx context.Context, lib string) error {
 	return err
 }
 
+// folders lists the folders of a search path of the server. own is what $libdir
+// or $system stand for.
+func folders(searchPath, macro, own string) []string {
+	if searchPath == "" {
+		return []string{own}
+	}
+	var list []string
+	for _, f := range strings.Split(searchPath, ":") {
+		if rest, ok := strings.CutPrefix(f, macro); ok {
+			f = own + rest
+		}
+		list = append(list, f)
+	}
+	return list
+}
+
+// controlFolders are where the server looks for control files.
+func (n *node) controlFolders() []string {
+	list := folders(n.o.ControlPath, ownControls, n.o.ShareDir)
+	for i := range list {
+		list[i] = path.Join(list[i], "extension")
+	}
+	return list
+}
+
+// libraryFiles are where the server may look for a library that a function names,
+// in this order.
+func (n *node) libraryFiles(lib string) []string {
+	name, own := strings.CutPrefix(lib, ownLibraries+"/")
+	if !strings.HasSuffix(name, ".so") {
+		name += ".so"
+	}
+	switch {
+	case strings.HasPrefix(name, "/"):
+		return []string{name}
+	case own && (n.o.Major() < firstControlPath || strings.Contains(name, "/")):
+		return []string{path.Join(n.o.LibDir, name)}
+	}
+	var files []string
+	for _, dir := range folders(n.o.LibraryPath, ownLibraries, n.o.LibDir) {
+		files = append(files, path.Join(dir, name))
+	}
+	return files
+}
+
 // serverLibraries lists the libraries that the files of an extension on a node
-// refer to: "hstore" for $libdir/hstore. Nil, false where the role may not look.
+// refer to, as these do: "$libdir/hstore". Nil, false where the role may not look.
 func (n *node) serverLibraries(ctx context.Context, name string) ([]string, bool, error) {
 	if !n.o.Role.Superuser || n.o.ShareDir == "" {
 		return nil, false, nil
 	}
+	// The first folder with its control file is the one, as for the server.
 	rows, err := n.conn.Query(ctx, `
-SELECT DISTINCT regexp_replace(m[1], '\.so$', '')
-FROM (SELECT $1::text || '/extension/' AS dir) d,
-LATERAL pg_ls_dir(d.dir) f,
-LATERAL (SELECT pg_read_file(d.dir || f) AS t WHERE f = $2::text || '.control' OR starts_with(f, $2::text || '--')) x,
-LATERAL regexp_matches(x.t, '''\$libdir/([^'']+)''', 'g') m ORDER BY 1`, n.o.ShareDir, name)
+WITH f AS MATERIALIZED (
+  SELECT d.dir, f.name FROM (
+    SELECT dir FROM unnest($1::text[]) WITH ORDINALITY AS d (dir, n)
+    WHERE (pg_stat_file(dir || '/' || $2::text || '.control', true)).size IS NOT NULL ORDER BY n LIMIT 1) d,
+  LATERAL pg_ls_dir(d.dir) AS f (name)
+  WHERE f.name = $2::text || '.control' OR starts_with(f.name, $2::text || '--')
+), t AS MATERIALIZED (SELECT f.name, pg_read_file(f.dir || '/' || f.name) AS t FROM f)
+SELECT regexp_replace(m[1], '\.so$', '') FROM t, LATERAL regexp_matches(t.t, '''(\$libdir/[^'']+)''', 'g') m
+UNION
+SELECT regexp_replace(m[1], '\.so$', '') FROM t, LATERAL regexp_matches(t.t, '^\s*module_pathname\s*=\s*''([^'']+)''', 'n') m
+WHERE t.name = $2::text || '.control'
+ORDER BY 1`, n.controlFolders(), name)
 	if err != nil {
 		return nil, false, err
 	}
@@ -438,7 +838,7 @@ LATERAL regexp_matches(x.t, '''\$libdir/([^'']+)''', 'g') m ORDER BY 1`, n.o.Sha
 func (s *Session) skew(ctx context.Context, p *Plan) (bring []NodeFile, problems []NodeProblem, notes []string, err error) {
 	for i := range p.Steps {
 		step := &p.Steps[i]
-		if step.Action == Uninstall || step.Mode != Native {
+		if step.Action == Uninstall || step.Action == Adopt || step.Mode != Native && (step.Mode != Path || step.pkg != nil) {
 			continue
 		}
 		b, pr, nt, err := s.skewOf(ctx, step.Name, step.To)
@@ -486,20 +886,21 @@ func (s *Session) skewOf(ctx context.Context, name, version string) (bring []Nod
 
 const librariesNotCompared = "libraries on the nodes were not compared: that needs a superuser on each"
 
-// compareLibrary compares a library of a standby with the primary's.
+// compareLibrary compares a library of a standby with the primary's: the files
+// that each of them would load.
 func (s *Session) compareLibrary(ctx context.Context, n *node, name, lib string) (*NodeFile, *NodeProblem, error) {
-	from, to := path.Join(s.primary.o.LibDir, lib+".so"), path.Join(n.o.LibDir, lib+".so")
+	to := n.libraryFiles(lib)[0]
 	if !n.o.Role.ReadFiles || n.o.LibDir == "" {
 		return nil, &NodeProblem{n.o.Node, name, to, "cannot be compared: the role may not read files there"}, nil
 	}
-	want, err := s.primary.fileHash(ctx, from)
+	from, want, err := s.primary.library(ctx, lib)
 	if err != nil {
 		return nil, nil, err
 	}
 	if want == "" {
-		return nil, &NodeProblem{s.primary.o.Node, name, from, "is missing"}, nil
+		return nil, &NodeProblem{s.primary.o.Node, name, s.primary.libraryFiles(lib)[0], "is missing"}, nil
 	}
-	has, err := n.fileHash(ctx, to)
+	there, has, err := n.library(ctx, lib)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -507,18 +908,13 @@ func (s *Session) compareLibrary(ctx context.Context, n *node, name, lib string)
 	case has == want:
 		return nil, nil, nil
 	case has != "":
-		return nil, &NodeProblem{n.o.Node, name, to, fmt.Sprintf("differs from that of %s", s.primary.o.Node)}, nil
+		return nil, &NodeProblem{n.o.Node, name, there, fmt.Sprintf("differs from that of %s", s.primary.o.Node)}, nil
 	}
-	// From 18 on a library is looked for along dynamic_library_path, also if a
-	// control file says $libdir. Before, only one folder will do.
-	if s.primary.o.Major() >= firstControlPath && !strings.Contains(lib, "/") {
-		to = path.Join(n.store(false), "lib", lib+".so")
-		if has, err = n.fileHash(ctx, to); err != nil {
-			return nil, nil, err
-		}
-		if has == want {
-			return nil, nil, nil
-		}
+	// What is looked for along dynamic_library_path we can put into the store.
+	// Otherwise only one folder will do.
+	simple := strings.TrimPrefix(lib, ownLibraries+"/")
+	if !strings.Contains(simple, "/") && (simple == lib || n.o.Major() >= firstControlPath) {
+		to = path.Join(n.store(false), "lib", path.Base(to))
 	} else if !n.writable(ctx, path.Dir(to)) {
 		return nil, &NodeProblem{n.o.Node, name, to, fmt.Sprintf("is missing, and the server may not write there: copy it from %s, where its sha256 is %s", s.primary.o.Node, want)}, nil
 	}
@@ -527,6 +923,17 @@ func (s *Session) compareLibrary(ctx context.Context, n *node, name, lib string)
 		return nil, nil, err
 	}
 	return &NodeFile{Node: n.o.Node, Extension: name, Path: to, Size: len(data), SHA256: want, data: data}, nil, nil
+}
+
+// library finds the file that a node would load, and its sha256: "" if there is
+// none.
+func (n *node) library(ctx context.Context, lib string) (file, sum string, err error) {
+	for _, file := range n.libraryFiles(lib) {
+		if sum, err := n.fileHash(ctx, file); err != nil || sum != "" {
+			return file, sum, err
+		}
+	}
+	return "", "", nil
 }
 
 // writable says whether the server of a node may write to a folder.
