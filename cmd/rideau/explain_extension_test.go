@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -115,5 +116,16 @@ func TestExplainExtension(t *testing.T) {
 				t.Errorf("the hint is for a relay: %s", e.hint)
 			}
 		})
+	}
+}
+
+func TestSomeFindings(t *testing.T) {
+	findings := []string{"a:1: one (PS001)", "a:2: one (PS001)", "a:3: two (with care) (PS005)", "a:4: one (PS001)", "a:5: one (PS001)", "a:6: one (PS001)"}
+	want := []string{"a:1: one (PS001)", "a:2: one (PS001)", "a:3: two (with care) (PS005)", "a:4: one (PS001)", "2 more of PS001; -v prints all"}
+	if got := someFindings(findings, false); !slices.Equal(got, want) {
+		t.Errorf("findings %q, want %q", got, want)
+	}
+	if got := someFindings(findings, true); !slices.Equal(got, findings) {
+		t.Errorf("with -v findings are %q", got)
 	}
 }

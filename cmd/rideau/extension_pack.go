@@ -100,8 +100,8 @@ func newExtensionPackCommand() *cobra.Command {
 			return writeJSON(cmd.OutOrStdout(), made)
 		}
 		for _, one := range made {
-			for _, finding := range one.Findings {
-				fmt.Fprintf(cmd.OutOrStdout(), "note: %s\n", printable(finding))
+			for _, line := range someFindings(one.Findings, t.verbose) {
+				fmt.Fprintf(cmd.OutOrStdout(), "note: %s\n", printable(line))
 			}
 			objects := "what it makes is not known (-d)"
 			if one.Objects >= 0 {
@@ -294,6 +294,34 @@ type scratchError struct{ name, database, relation string }
 
 func (e *scratchError) Error() string {
 	return fmt.Sprintf("%s depends on %s, which is not installed in database %q", e.name, e.relation, e.database)
+}
+
+// maxFindings is how many findings of one rule are printed: a script that was
+// written without a care has thousands, of which all say the same.
+const maxFindings = 3
+
+// someFindings leaves the first few findings of each rule, which each names at
+// its end, and says how many more there are.
+func someFindings(findings []string, all bool) []string {
+	if all {
+		return findings
+	}
+	var list []string
+	seen := map[string]int{}
+	var rules []string
+	for _, f := range findings {
+		rule := f[strings.LastIndex(f, " (")+1:]
+		if seen[rule]++; seen[rule] == maxFindings+1 {
+			rules = append(rules, rule)
+		}
+		if seen[rule] <= maxFindings {
+			list = append(list, f)
+		}
+	}
+	for _, rule := range rules {
+		list = append(list, fmt.Sprintf("%d more of %s; -v prints all", seen[rule]-maxFindings, strings.Trim(rule, "()")))
+	}
+	return list
 }
 
 // checkPackage reads the scripts of a package as an installation would, and says
