@@ -297,3 +297,28 @@ func TestErrorsAreTypes(t *testing.T) {
 		}
 	}
 }
+
+// A manifest does not depend on where a package goes.
+func TestSwapObject(t *testing.T) {
+	for _, tt := range []struct {
+		schema  string
+		in, out pack.Object
+	}{
+		{"s", pack.Object{Type: "function", Names: []string{"s", "s"}, Args: []string{"s.t", "pg_catalog.text"}},
+			pack.Object{Type: "function", Names: []string{"@extschema@", "s"}, Args: []string{"@extschema@.t", "pg_catalog.text"}}},
+		{"pg_catalog", pack.Object{Type: "function", Names: []string{"pgq", "ticker"}, Args: []string{"pg_catalog.text"}},
+			pack.Object{Type: "function", Names: []string{"pgq", "ticker"}, Args: []string{"pg_catalog.text"}}},
+		{"btree", pack.Object{Type: "operator class", Names: []string{"btree", "btree", "ops"}, Args: nil},
+			pack.Object{Type: "operator class", Names: []string{"btree", "@extschema@", "ops"}, Args: nil}},
+		{"Odd", pack.Object{Type: "type", Names: []string{`"Odd".t[]`}, Args: nil}, pack.Object{Type: "type", Names: []string{"@extschema@.t[]"}, Args: nil}},
+		{"s", pack.Object{Type: "language", Names: []string{"s"}, Args: nil}, pack.Object{Type: "language", Names: []string{"s"}, Args: nil}},
+	} {
+		got := swapObject(tt.in, tt.schema, targetSchemaName)
+		if objectText(got) != objectText(tt.out) {
+			t.Errorf("%s in schema %s: %s, want %s", objectText(tt.in), tt.schema, objectText(got), objectText(tt.out))
+		}
+		if back := swapObject(got, targetSchemaName, tt.schema); objectText(back) != objectText(tt.in) {
+			t.Errorf("%s back in schema %s: %s, want %s", objectText(got), tt.schema, objectText(back), objectText(tt.in))
+		}
+	}
+}

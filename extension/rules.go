@@ -144,6 +144,9 @@ func schemaAt(o pack.Object) int {
 
 // swapType replaces the schema of a type's name: "s.t[]".
 func swapType(text, from, to string) string {
+	if from == "pg_catalog" {
+		return text // the system's types, and not what the script has put beside them
+	}
 	if to != targetSchemaName {
 		to = quoteIfNeeded(to)
 	}
