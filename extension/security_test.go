@@ -125,6 +125,19 @@ CREATE TABLE IF NOT EXISTS conf (a int);
 			})
 			t.Run("substitution", func(t *testing.T) {
 				server := server.For(t)
+				// What it would be to replace a placeholder without looking.
+				const body = "DO $do$ BEGIN PERFORM '@extschema@'; END $do$"
+				evil := quoteIdent("x'; ALTER ROLE mallory SUPERUSER; PERFORM '")
+				server.Exec(strings.ReplaceAll(body, "@extschema@", evil))
+				if !malloryWon(server) {
+					t.Error("without the rule the attack does not succeed, so this test shows nothing")
+				}
+				server.Exec("ALTER ROLE mallory NOSUPERUSER")
+				s := connected(t, Config{Shelves: shelves(packages(t, "-- quoter/control --\nname = quoter\nversion = 1.0\n-- quoter/install.sql --\n"+body+";\n"))}, server.Conninfo(""))
+				_, err := try(t.Context(), s, Request{Install: []Wish{{Name: "quoter", Schema: "x'; ALTER ROLE mallory SUPERUSER; PERFORM '"}}, Mode: Module}, false)
+				if err == nil || malloryWon(server) {
+					t.Errorf("error %v, mallory won: %v", err, malloryWon(server))
+				}
 				for i, schema := range []string{`it's`, `do$$lar`, `back\slash`, `dou"ble`} {
 					text := fmt.Sprintf(`
 -- subst/control --
