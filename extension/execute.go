@@ -92,6 +92,18 @@ func (r *runner) exec(ctx context.Context, s *Step, sql string) error {
 	return nil
 }
 
+// asPeople executes what people would have typed, with the search_path that they
+// have: PostgreSQL pins its own for an extension's script, but event triggers are
+// called with it, and many (powa's) find their tables no other way.
+func (r *runner) asPeople(ctx context.Context, s *Step, statements []string) error {
+	for _, sql := range statements {
+		if err := r.exec(ctx, s, "SET LOCAL search_path TO DEFAULT; "+sql+"; SET LOCAL search_path = pg_catalog, pg_temp"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // native has PostgreSQL do it.
 func (r *runner) native(ctx context.Context, s *Step, done *StepReport) error {
 	if s.Mode == Path && s.pkg != nil {
@@ -109,10 +121,8 @@ func (r *runner) native(ctx context.Context, s *Step, done *StepReport) error {
 	if err := r.libraryPath(ctx, s); err != nil {
 		return err
 	}
-	for _, sql := range s.ddl {
-		if err := r.exec(ctx, s, sql); err != nil {
-			return err
-		}
+	if err := r.asPeople(ctx, s, s.ddl); err != nil {
+		return err
 	}
 	members, err := catalog.Members(ctx, r.tx, s.Name)
 	if err != nil {
@@ -712,10 +722,8 @@ func (r *runner) uninstallNative(ctx context.Context, s *Step, done *StepReport)
 			return err
 		}
 	}
-	for _, sql := range s.SQL {
-		if err := r.exec(ctx, s, sql); err != nil {
-			return err
-		}
+	if err := r.asPeople(ctx, s, s.SQL); err != nil {
+		return err
 	}
 	if s.cascade {
 		if err := r.sayDropped(ctx, s, done, before, members); err != nil {
