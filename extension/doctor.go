@@ -56,8 +56,18 @@ type DoctorOptions struct {
 }
 
 // Doctor looks for what is wrong with the extensions of a database, or will be
-// after the next failover, restart or pg_upgrade. It changes nothing.
-func (s *Session) Doctor(ctx context.Context, opt DoctorOptions) (*Examination, error) {
+// after the next failover, restart or pg_upgrade. It changes nothing, and works in
+// sessions of its own: libraries that it tries stay loaded in them.
+func (s *Session) Doctor(ctx context.Context, opt DoctorOptions) (_ *Examination, err error) {
+	own, err := s.again(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, own.Close()) }()
+	return own.examine(ctx, opt)
+}
+
+func (s *Session) examine(ctx context.Context, opt DoctorOptions) (*Examination, error) {
 	x := &Examination{Node: s.primary.o.Node, Database: s.primary.o.Database}
 	for _, look := range []struct {
 		at string
@@ -85,7 +95,7 @@ func (s *Session) Doctor(ctx context.Context, opt DoctorOptions) (*Examination, 
 }
 
 func (s *Session) lookAtVersions(ctx context.Context, x *Examination) error {
-	st, err := s.Status(ctx)
+	st, err := s.status(ctx)
 	if err != nil {
 		return err
 	}
@@ -98,11 +108,11 @@ func (s *Session) lookAtVersions(ctx context.Context, x *Examination) error {
 		}
 		available := s.primary.o.Available[e.Name]
 		at := slices.IndexFunc(available, func(a Available) bool { return a.Default })
-		if e.Mode == Native && at >= 0 && available[at].Version != e.Version {
+		if (e.Mode == Native || e.Mode == Path) && at >= 0 && available[at].Version != e.Version {
 			behind++
 			x.add(Note, nil, "%s is %s, its files on the server are of %s, and there is no path of updates between them", e.Name, e.Version, available[at].Version)
 		}
-		if e.Mode == Native && len(available) == 0 {
+		if (e.Mode == Native || e.Mode == Path) && len(available) == 0 {
 			x.add(No, []string{fmt.Sprintf("Install the files of %s %s on the server again, or drop the extension.", e.Name, e.Version)},
 				"%s %s is installed, and the server has no files of it: a dump cannot be restored here", e.Name, e.Version)
 		}
@@ -144,7 +154,13 @@ func (s *Session) lookAtModules(ctx context.Context, x *Examination) error {
 		for _, o := range e.Modified {
 			x.add(Note, nil, "%s of module %s is not as its package made it", o, in.Name)
 		}
-		if len(e.Missing) == 0 && len(e.Modified) == 0 {
+		switch {
+		case len(e.Missing) > 0:
+		case e.Recorded > 0:
+			x.add(Note, nil, "module %s has all that it was installed with (%d); whether that is unchanged cannot be compared, it was recorded on PostgreSQL %d", in.Name, e.Objects, e.Recorded)
+		case e.Recorded < 0:
+			x.add(Note, nil, "module %s has all that it was installed with (%d); whether that is unchanged cannot be compared, because it was not recorded on which PostgreSQL that was", in.Name, e.Objects)
+		case len(e.Modified) == 0:
 			x.add(OK, nil, "module %s has all that it was installed with (%d), unchanged", in.Name, e.Objects)
 		}
 	}
@@ -298,7 +314,7 @@ func (s *Session) lookAtNodes(ctx context.Context, x *Examination) error {
 	}
 	bad := 0
 	for _, in := range s.primary.o.Installed {
-		if in.Mode != Native {
+		if in.Mode != Native && in.Mode != Path {
 			continue
 		}
 		bring, problems, notes, err := s.skewOf(ctx, in.Name, in.Version)

@@ -360,6 +360,9 @@ func (s *Session) planNodes(ctx context.Context, p *Plan, req Request) error {
 		}
 	}
 	p.Files, p.Pool = files, s.poolFingerprint()
+	if err := s.redo(ctx, p, req); err != nil {
+		return err
+	}
 	if len(s.standbys) == 0 {
 		return nil
 	}

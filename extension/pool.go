@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"rideau/extension/pack"
 	"rideau/wal"
 )
 
@@ -522,14 +523,23 @@ func (n *node) nextPreload(ctx context.Context) ([]string, error) {
 	if !n.o.Role.Superuser {
 		return n.o.Preloaded, nil
 	}
-	var text string
-	err := n.conn.QueryRow(ctx, `SELECT setting FROM pg_file_settings WHERE name = 'shared_preload_libraries' ORDER BY seqno DESC LIMIT 1`).Scan(&text)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return n.o.Preloaded, nil
-	} else if err != nil {
-		return nil, fmt.Errorf("%s: shared_preload_libraries: %w", n.o.Node, err)
+	return n.nextLibraries(ctx, sharedPreload)
+}
+
+// nextLibraries is a list of libraries as the configuration files have it.
+func (n *node) nextLibraries(ctx context.Context, name string) ([]string, error) {
+	text, ok, err := n.fileSetting(ctx, name)
+	if err != nil {
+		return nil, err
 	}
-	return splitLibraries(text)
+	if !ok && strings.EqualFold(name, sharedPreload) {
+		return n.o.Preloaded, nil
+	}
+	list, err := splitLibraries(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %s: %w", n.o.Node, name, err)
+	}
+	return list, nil
 }
 
 // An UnfinishedError says that what was done in the database is committed, and
@@ -632,11 +642,127 @@ func (s *Session) afterCommit(ctx context.Context, p *Plan, report *Report) erro
 	return nil
 }
 
+// redo plans the settings of the whole server that the package of what is
+// installed wants, and that a node does not have: they are made after the commit,
+// and may have failed. What somebody has set otherwise is left alone.
+func (s *Session) redo(ctx context.Context, p *Plan, req Request) error {
+	if !s.primary.o.Role.Superuser || req.NoConf {
+		return nil
+	}
+	k := s.known(ctx, req)
+	for _, w := range slices.Concat(req.Install, req.Upgrade) {
+		in, ok := s.primary.o.Find(w.Name)
+		if !ok || in.SHA256 == "" || slices.ContainsFunc(p.Steps, func(st Step) bool { return st.Name == w.Name }) {
+			continue
+		}
+		n, err := k.about(w.Name)
+		if err != nil {
+			return err
+		}
+		r := n.offers[in.Version].release
+		if r == nil {
+			continue
+		}
+		pkg, err := r.shelf.Fetch(ctx, w.Name, r.Version)
+		if err != nil {
+			return fmt.Errorf("%s: %w", r.shelf.Name(), err)
+		}
+		if digest, err := digestOf(pkg); err != nil {
+			return err
+		} else if digest != in.SHA256 {
+			continue // it is another package than the one that was installed
+		}
+		if err := s.redoConf(ctx, p, req, in, pkg); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Session) redoConf(ctx context.Context, p *Plan, req Request, in *Installed, pkg *pack.Package) error {
+	left := *pkg
+	left.Conf = nil
+	for _, set := range pkg.Conf {
+		if set.Scope != pack.ScopeSystem {
+			continue
+		}
+		missing, otherwise, err := s.lacking(ctx, set)
+		if err != nil {
+			return err
+		}
+		switch {
+		case otherwise != "":
+			p.Notes = append(p.Notes, fmt.Sprintf("%s is %s, and not %q as foo.conf of %s says: somebody has set it", set.Name, otherwise, set.Value, in.Name))
+		case missing:
+			left.Conf = append(left.Conf, set)
+		}
+	}
+	if len(left.Conf) == 0 {
+		return nil
+	}
+	sel := selection{enforced: s.cfg.enforced}
+	var err error
+	if sel.settings, err = s.settingInfos(ctx, map[string]*pack.Package{in.Name: &left}); err != nil {
+		return err
+	}
+	// The lists of every node are added to when they are set.
+	return p.addSettings(s.primary.o, &Step{Action: Upgrade, Name: in.Name, To: in.Version, Mode: in.Mode, pkg: &left}, req, sel)
+}
+
+// lacking says whether ALTER SYSTEM has not been said on a node for a setting, or
+// what else was said: "'8MB' at db1:5432".
+func (s *Session) lacking(ctx context.Context, set pack.Setting) (missing bool, otherwise string, err error) {
+	for _, n := range s.nodes() {
+		var value string
+		var system bool
+		err := n.conn.QueryRow(ctx, `
+SELECT coalesce(setting, ''), sourcefile LIKE '%/postgresql.auto.conf' FROM pg_file_settings
+WHERE lower(name) = lower($1) ORDER BY seqno DESC LIMIT 1`, set.Name).Scan(&value, &system)
+		if errors.Is(err, pgx.ErrNoRows) {
+			missing = true
+			continue
+		} else if err != nil {
+			return false, "", fmt.Errorf("%s: %s: %w", n.o.Node, set.Name, err)
+		}
+		has, err := holds(set.Name, value, set.Value)
+		switch {
+		case err != nil:
+			return false, "", fmt.Errorf("%s: %s: %w", n.o.Node, set.Name, err)
+		case has:
+		case system && !isLibraryList(set.Name):
+			otherwise = fmt.Sprintf("%q at %s", value, n.o.Node)
+		default:
+			missing = true
+		}
+	}
+	return missing, otherwise, nil
+}
+
+// holds says whether a parameter is as a package wants it: a list of libraries
+// has those of the package among others.
+func holds(name, value, want string) (bool, error) {
+	if !isList(name) {
+		return value == want, nil
+	}
+	has, err := splitLibraries(value)
+	if err != nil {
+		return false, err
+	}
+	wanted, err := splitLibraries(want)
+	if err != nil {
+		return false, err
+	}
+	if !isLibraryList(name) {
+		return slices.Equal(has, wanted), nil
+	}
+	return len(mergeList(has, wanted)) == len(has), nil
+}
+
 // setSystem makes one setting on one node. Libraries are added to those that are
 // there.
 func (s *Session) setSystem(ctx context.Context, n *node, c SystemChange) error {
-	if strings.EqualFold(c.Name, sharedPreload) {
-		current, err := n.nextPreload(ctx)
+	if isLibraryList(c.Name) {
+		current, err := n.nextLibraries(ctx, c.Name)
 		if err != nil {
 			return err
 		}

@@ -1,6 +1,7 @@
 package extension
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -32,10 +33,21 @@ type ExtensionStatus struct {
 	Objects  int      `json:"objects,omitempty"`
 	Missing  []string `json:"missing,omitempty"`
 	Modified []string `json:"modified,omitempty"`
+	// Recorded is the major version that the definitions are of, if that is not
+	// the server's: they cannot be compared then, because each version writes them
+	// in its own way. -1: it was not recorded.
+	Recorded int `json:"recorded,omitempty"`
 }
 
 // Status asks for what is installed.
 func (s *Session) Status(ctx context.Context) (*Status, error) {
+	if err := s.refresh(ctx); err != nil {
+		return nil, err
+	}
+	return s.status(ctx)
+}
+
+func (s *Session) status(ctx context.Context) (*Status, error) {
 	o := s.primary.o
 	st := &Status{Node: o.Node, Database: o.Database, Version: o.VersionText, Role: o.Role.Name, Extensions: []ExtensionStatus{}}
 	k := s.known(ctx, Request{})
@@ -76,11 +88,14 @@ func (s *Session) drift(ctx context.Context, e *ExtensionStatus) error {
 		return err
 	}
 	e.Objects = len(recorded)
+	if e.Entry != nil && e.Entry.Major != s.primary.o.Major() {
+		e.Recorded = cmp.Or(e.Entry.Major, -1)
+	}
 	for i, o := range found {
 		switch {
 		case o.OID == 0:
 			e.Missing = append(e.Missing, recorded[i].String())
-		case recorded[i].MD5 != "" && o.MD5 != recorded[i].MD5:
+		case e.Recorded == 0 && recorded[i].MD5 != "" && o.MD5 != recorded[i].MD5:
 			e.Modified = append(e.Modified, o.String())
 		}
 	}

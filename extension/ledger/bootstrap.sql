@@ -607,7 +607,8 @@ BEGIN
 		SELECT s.classid, s.objid, false, 0 FROM extension._standing(difference) s) x;
 	DELETE FROM extension.object o WHERE o.name = p.name;
 	INSERT INTO extension.installed AS i (name, version, mode, schema, control, depends, conflicts, sha256, settings, uninstall, relations)
-	VALUES (p.name, p.extversion, 'module', target, p.control, p.depends, p.conflicts, p.sha256, p.settings, p.uninstall, p.relations)
+	VALUES (p.name, p.extversion, 'module', target, p.control, p.depends, p.conflicts, p.sha256, p.settings, p.uninstall,
+		p.relations || jsonb_build_object('major', current_setting('server_version_num')::integer / 10000))
 	ON CONFLICT (name) DO UPDATE SET (version, mode, schema, control, depends, conflicts, sha256, settings, uninstall, relations) =
 		(EXCLUDED.version, EXCLUDED.mode, EXCLUDED.schema, EXCLUDED.control, EXCLUDED.depends, EXCLUDED.conflicts, EXCLUDED.sha256, EXCLUDED.settings, EXCLUDED.uninstall, EXCLUDED.relations);
 	INSERT INTO extension.object (name, seq, type, object_names, object_args, identity, definition_md5)

@@ -79,6 +79,9 @@ type Entry struct {
 	Settings  []pack.Setting // that were made for it
 	Uninstall []byte         // the package's own script; nil for none
 
+	// Major is the server's version that the definitions of its objects were
+	// recorded on; another one writes them otherwise. Set by Read, 0 if not known.
+	Major       int
 	InstalledAt time.Time // set by Read
 	InstalledBy string    // set by Read
 }
@@ -242,12 +245,13 @@ func read(ctx context.Context, q Querier) (*State, error) {
 		return nil, err
 	}
 	s := &State{Format: n, Owner: l.owner}
-	provides := `'[]'::pg_catalog.jsonb`
+	provides, major := `'[]'::pg_catalog.jsonb`, `0`
 	if n >= 2 {
 		provides = `relations OPERATOR(pg_catalog.->) 'provides'`
+		major = `coalesce((relations OPERATOR(pg_catalog.->>) 'major')::pg_catalog.int4, 0)`
 	}
 	rows, err := q.Query(ctx, `
-SELECT name, version, mode, schema, control, depends, conflicts, sha256, settings, uninstall, `+provides+`, installed_at, installed_by
+SELECT name, version, mode, schema, control, depends, conflicts, sha256, settings, uninstall, `+provides+`, `+major+`, installed_at, installed_by
 FROM extension.installed ORDER BY name COLLATE pg_catalog."C"`)
 	if err != nil {
 		return nil, err
@@ -255,7 +259,7 @@ FROM extension.installed ORDER BY name COLLATE pg_catalog."C"`)
 	s.Installed, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (e Entry, err error) {
 		var depends, conflicts string
 		var settings, provides []byte
-		err = row.Scan(&e.Name, &e.Version, &e.Mode, &e.Schema, &e.Control, &depends, &conflicts, &e.SHA256, &settings, &e.Uninstall, &provides, &e.InstalledAt, &e.InstalledBy)
+		err = row.Scan(&e.Name, &e.Version, &e.Mode, &e.Schema, &e.Control, &depends, &conflicts, &e.SHA256, &settings, &e.Uninstall, &provides, &e.Major, &e.InstalledAt, &e.InstalledBy)
 		if err != nil {
 			return e, err
 		}
@@ -308,7 +312,8 @@ func record(ctx context.Context, q Querier, e Entry, objects []catalog.Object) e
 	}
 	_, err = q.Exec(ctx, `
 INSERT INTO extension.installed (name, version, mode, schema, control, depends, conflicts, sha256, settings, uninstall, relations)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11::pg_catalog.jsonb OPERATOR(pg_catalog.||) pg_catalog.jsonb_build_object('major',
+	pg_catalog.current_setting('server_version_num')::pg_catalog.int4 OPERATOR(pg_catalog./) 10000))
 ON CONFLICT (name) DO UPDATE SET (version, mode, schema, control, depends, conflicts, sha256, settings, uninstall, relations) =
 	(EXCLUDED.version, EXCLUDED.mode, EXCLUDED.schema, EXCLUDED.control, EXCLUDED.depends, EXCLUDED.conflicts, EXCLUDED.sha256, EXCLUDED.settings, EXCLUDED.uninstall, EXCLUDED.relations)`,
 		e.Name, e.Version, e.Mode, e.Schema, control, e.Depends.String(), e.Conflicts.String(), e.SHA256, settings, e.Uninstall, relations)

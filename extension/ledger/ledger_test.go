@@ -116,7 +116,7 @@ func TestRecord(t *testing.T) {
 				t.Errorf("installed by %q at %s", got.InstalledBy, got.InstalledAt)
 			}
 			want := entry
-			want.InstalledAt, want.InstalledBy = got.InstalledAt, got.InstalledBy
+			want.InstalledAt, want.InstalledBy, want.Major = got.InstalledAt, got.InstalledBy, s.Major
 			if !reflect.DeepEqual(*got, want) {
 				t.Errorf("got  %+v\nwant %+v", *got, want)
 			}
