@@ -45,6 +45,18 @@ import (
 // Majors lists the major versions that Rideau supports.
 var Majors = pgserver.Majors
 
+// Some are the oldest, the middle and the newest of Majors: for tests that take
+// long, of what the versions in between are not known to do differently. All of
+// them if RIDEAU_ALL_MAJORS is set.
+var Some = some()
+
+func some() []int {
+	if os.Getenv("RIDEAU_ALL_MAJORS") != "" {
+		return Majors
+	}
+	return []int{Majors[0], Majors[len(Majors)/3], Majors[len(Majors)-1]}
+}
+
 // Options are pgserver's.
 type Options = pgserver.Options
 
