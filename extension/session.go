@@ -202,16 +202,21 @@ func (e *PoolerError) Error() string {
 }
 
 // notPooled refuses a pooler that gives the session of the server to somebody
-// else after every transaction. It is known by that another session of ours
-// takes it away from the first one.
+// else after every transaction: sooner or later another session of ours takes it
+// away from the first one.
 func (n *node) notPooled(ctx context.Context) (err error) {
-	const ask = "SELECT pg_backend_pid()"
-	var first, second, third uint32
-	if err := n.conn.QueryRow(ctx, ask).Scan(&first); err != nil {
-		return err
+	ask := func(conn *pgx.Conn, before string) (pid uint32, err error) {
+		// In one message: two may come to two sessions.
+		results, err := conn.PgConn().Exec(ctx, before+"SELECT pg_backend_pid()").ReadAll()
+		if err != nil {
+			return 0, err
+		}
+		_, err = fmt.Sscan(string(results[len(results)-1].Rows[0][0]), &pid)
+		return pid, err
 	}
-	if first == n.conn.PgConn().PID() {
-		return nil // nobody is between: a pooler has numbers of its own
+	first, err := ask(n.conn, "")
+	if err != nil || first == n.conn.PgConn().PID() {
+		return err // nobody is between: a pooler has numbers of its own
 	}
 	soon, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -222,26 +227,27 @@ func (n *node) notPooled(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, hangUp(ctx, other)) }()
-	if _, err := other.Exec(ctx, "BEGIN"); err != nil {
-		return err
-	}
-	if err := other.QueryRow(ctx, ask).Scan(&second); err != nil {
-		return err
-	}
-	if second != first {
-		if err := n.conn.QueryRow(ctx, ask).Scan(&third); err != nil {
-			return err
+	for range 3 {
+		for _, turn := range []struct {
+			conn   *pgx.Conn
+			before string
+			same   bool
+		}{{other, "BEGIN; ", false}, {n.conn, "", true}, {other, "ROLLBACK; ", false}, {n.conn, "", true}} {
+			pid, err := ask(turn.conn, turn.before)
+			if err != nil {
+				return err
+			}
+			if (pid == first) != turn.same {
+				return &PoolerError{Node: nodeName(n.conn)}
+			}
 		}
-	}
-	if second == first || third != first {
-		return &PoolerError{Node: nodeName(n.conn)}
 	}
 	return nil
 }
 
 // patience is how long we try to end in good order what may be on the other side
 // of a dead network.
-const patience = 10 * time.Second
+const patience = 5 * time.Second
 
 // ending is for what must be said at the end, also of what was cancelled.
 func ending(ctx context.Context) (context.Context, context.CancelFunc) {
