@@ -301,6 +301,8 @@ func TestCancelledRehearsal(t *testing.T) {
 	}
 	if _, err := s.Apply(ctx, p, true); !errors.Is(err, context.Canceled) || brought != 2 {
 		t.Errorf("error %v after %d files, want that it was cancelled at the second", err, brought)
+	} else if strings.Contains(err.Error(), "could not bring") {
+		t.Errorf("error %v: a file was torn off", err)
 	}
 	if got := server.QueryValue("SELECT count(*) FROM pg_ls_dir('.') d WHERE d ~ '^rideau(-|$)'"); got != "0" {
 		t.Errorf("%s folders are left", got)
@@ -400,9 +402,16 @@ func TestDeadStandby(t *testing.T) {
 	t.Parallel()
 	primary, standby := pool(t, 17, nil)
 	s := connected(t, Config{}, primary.Conninfo(""), standby.Conninfo(""))
+	set := func(value string) (*Report, error) {
+		report := &Report{}
+		return report, s.afterCommit(t.Context(), &Plan{Database: "postgres", System: []SystemChange{{Name: "work_mem", Values: []string{value}, For: "l"}}}, report)
+	}
+	report, err := set("66MB")
+	if want := []string{"work_mem at " + s.primary.o.Node, "work_mem at " + s.standbys[0].o.Node}; err != nil || !slices.Equal(report.Set, want) {
+		t.Errorf("set were %q, %v; want %q, the primary first", report.Set, err, want)
+	}
 	standby.Kill()
-	report := &Report{}
-	err := s.afterCommit(t.Context(), &Plan{Database: "postgres", System: []SystemChange{{Name: "work_mem", Values: []string{"77MB"}, For: "l"}}}, report)
+	report, err = set("77MB")
 	var unfinished *UnfinishedError
 	if !errors.As(err, &unfinished) || len(unfinished.Failed) == 0 || len(report.Set) != 1 || !strings.HasSuffix(report.Set[0], s.primary.o.Node) {
 		t.Errorf("error %v, report %+v; want that it was set at the primary, and not at the standby", err, report)
