@@ -180,7 +180,7 @@ func TestChurnPrimary(t *testing.T) {
 
 // A backup of a standby, of whose primary everything changes.
 func TestChurnStandby(t *testing.T) {
-	for _, major := range []int{13, 18} {
+	for _, major := range pgtest.Ends {
 		t.Run(fmt.Sprint(major), func(t *testing.T) {
 			t.Parallel()
 			var settings map[string]string
@@ -229,7 +229,7 @@ func TestChurnStandby(t *testing.T) {
 // backup makes it if that was before the start; all of it is there if it was
 // after, and then what makes it must find nothing in its way.
 func TestTablespaceMadeMeanwhile(t *testing.T) {
-	for _, major := range []int{13, 15, 18} {
+	for _, major := range pgtest.Ends {
 		t.Run(fmt.Sprint(major), func(t *testing.T) {
 			t.Parallel()
 			s := pgtest.Start(t, pgtest.Options{Major: major})

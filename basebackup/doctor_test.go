@@ -101,7 +101,7 @@ func verdicts(x *Examination, v Verdict) (list []Finding) {
 // A role that may log in and nothing else is told what it lacks. Who runs
 // exactly what the doctor printed has a role that lacks nothing.
 func TestDoctorOnRealServers(t *testing.T) {
-	for _, major := range []int{13, 15, 18} {
+	for _, major := range pgtest.Ends {
 		t.Run(fmt.Sprint(major), func(t *testing.T) {
 			t.Parallel()
 			server := pgtest.Start(t, pgtest.Options{Major: major})

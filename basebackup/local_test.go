@@ -173,7 +173,7 @@ func look(t *testing.T, dir string) *local {
 // standby that was stopped: pages that the primary has with an older LSN than
 // the standby's last redo are the standby's too, however it was churned.
 func TestStandbyIsKnownSinceRedo(t *testing.T) {
-	for _, major := range []int{13, 15, 18} {
+	for _, major := range pgtest.Ends {
 		t.Run(fmt.Sprint(major), func(t *testing.T) {
 			t.Parallel()
 			s := pgtest.Start(t, pgtest.Options{Major: major, Settings: map[string]string{"full_page_writes": "on"}})

@@ -51,7 +51,7 @@ func streams(t *testing.T, c, s *pgtest.Server) {
 // A primary died, its standby took over, and the old one was started and
 // written to all the same. It becomes a standby of the new one.
 func TestResyncDiverged(t *testing.T) {
-	for _, major := range []int{13, 15, 18} {
+	for _, major := range pgtest.Ends {
 		t.Run(fmt.Sprint(major), func(t *testing.T) {
 			t.Parallel()
 			p := unchecked(t, major)
@@ -94,7 +94,7 @@ func TestResyncDiverged(t *testing.T) {
 
 // A standby that was stopped long ago gets what has changed since, and no more.
 func TestRefreshStaleStandby(t *testing.T) {
-	for _, major := range []int{13, 18} {
+	for _, major := range pgtest.Ends {
 		t.Run(fmt.Sprint(major), func(t *testing.T) {
 			t.Parallel()
 			p := pgtest.Start(t, pgtest.Options{Major: major})
@@ -128,7 +128,7 @@ func TestRefreshStaleStandby(t *testing.T) {
 
 // A backup that was started as a test has pages of its own with any LSN.
 func TestRefreshStarted(t *testing.T) {
-	for _, major := range []int{13, 18} {
+	for _, major := range pgtest.Ends {
 		t.Run(fmt.Sprint(major), func(t *testing.T) {
 			t.Parallel()
 			s := pgtest.Start(t, pgtest.Options{Major: major})
@@ -156,7 +156,7 @@ func TestRefreshStarted(t *testing.T) {
 // Killed or told to stop at any moment, while everything changes: what is there
 // cannot be started until it is whole, and each run goes on from the last.
 func TestKilledAtAnyMoment(t *testing.T) {
-	for _, major := range []int{13, 18} {
+	for _, major := range pgtest.Ends {
 		t.Run(fmt.Sprint(major), func(t *testing.T) {
 			t.Parallel()
 			seed := uint64(time.Now().UnixNano())
@@ -326,7 +326,7 @@ func TestServerKilled(t *testing.T) {
 
 // A standby that becomes a primary meanwhile voids the backup.
 func TestPromotedMeanwhile(t *testing.T) {
-	for _, major := range []int{13, 18} {
+	for _, major := range pgtest.Ends {
 		t.Run(fmt.Sprint(major), func(t *testing.T) {
 			t.Parallel()
 			p := pgtest.Start(t, pgtest.Options{Major: major})
@@ -380,7 +380,7 @@ func TestDiskFull(t *testing.T) {
 // What an administrator has set for the role, so that nobody stays too long, is
 // not for a backup.
 func TestTimeoutsOfTheRole(t *testing.T) {
-	for _, major := range []int{13, 15, 18} {
+	for _, major := range pgtest.Ends {
 		t.Run(fmt.Sprint(major), func(t *testing.T) {
 			t.Parallel()
 			s := pgtest.Start(t, pgtest.Options{Major: major})

@@ -80,7 +80,7 @@ func move(t *testing.T, dir, old, name string) {
 // A backup is sound as it was made, and each damage to it is found, at its
 // place, and nothing else.
 func TestVerifyFindsDamage(t *testing.T) {
-	for _, major := range []int{13, 18} {
+	for _, major := range pgtest.Ends {
 		t.Run(fmt.Sprint(major), func(t *testing.T) {
 			t.Parallel()
 			dir, table := pgBasebackup(t, major)

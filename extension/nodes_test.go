@@ -96,7 +96,7 @@ func modeFor(major int) Mode {
 // dumped, restored, dropped.
 func TestLibrary(t *testing.T) {
 	t.Parallel()
-	for _, major := range []int{13, 15, 17, 18} {
+	for _, major := range []int{13, 17, 18} {
 		t.Run(fmt.Sprint(major), func(t *testing.T) {
 			t.Parallel()
 			server := pgtest.Start(t, pgtest.Options{Major: major})

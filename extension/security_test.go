@@ -48,7 +48,7 @@ func malloryWon(server *pgtest.Server) bool {
 // succeeds. A rule that nothing needs would show here.
 func TestRules(t *testing.T) {
 	t.Parallel()
-	for _, major := range []int{13, 15, 18} {
+	for _, major := range pgtest.Ends {
 		t.Run(fmt.Sprint(major), func(t *testing.T) {
 			t.Parallel()
 			server := attacked(t, major)

@@ -163,7 +163,7 @@ func madeElsewhere(t *testing.T, s *pgtest.Server, paths []string) {
 // Every method gives back every byte of files of every kind, for a role that can
 // do nothing but read them, on a primary and on a standby.
 func TestServers(t *testing.T) {
-	for _, major := range []int{13, 15, 18} {
+	for _, major := range pgtest.Ends {
 		t.Run(fmt.Sprint(major), func(t *testing.T) {
 			t.Parallel()
 			primary := pgtest.Start(t, pgtest.Options{Major: major, Settings: map[string]string{"autovacuum": "off"}})

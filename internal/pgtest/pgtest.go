@@ -45,16 +45,20 @@ import (
 // Majors lists the major versions that Rideau supports.
 var Majors = pgserver.Majors
 
-// Some are the oldest, the middle and the newest of Majors: for tests that take
-// long, of what the versions in between are not known to do differently. All of
-// them if RIDEAU_ALL_MAJORS is set.
-var Some = some()
+// Some are the oldest, one in the middle and the newest of Majors, Ends the
+// oldest and the newest: for tests that take long, of what the versions in
+// between are not known to do differently. Both are all of them if
+// RIDEAU_ALL_MAJORS is set.
+var (
+	Some = unlessAll(Majors[0], 15, Majors[len(Majors)-1])
+	Ends = unlessAll(Majors[0], Majors[len(Majors)-1])
+)
 
-func some() []int {
+func unlessAll(majors ...int) []int {
 	if os.Getenv("RIDEAU_ALL_MAJORS") != "" {
 		return Majors
 	}
-	return []int{Majors[0], Majors[len(Majors)/3], Majors[len(Majors)-1]}
+	return majors
 }
 
 // Options are pgserver's.
