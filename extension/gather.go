@@ -69,14 +69,17 @@ func (s *Session) Plan(ctx context.Context, req Request) (*Plan, error) {
 }
 
 func (s *Session) known(ctx context.Context, req Request) *known {
-	wanted := map[string]Mode{}
+	wanted, ranges := map[string]Mode{}, map[string]bool{}
 	for _, w := range slices.Concat(req.Install, req.Upgrade) {
 		if w.Mode != "" {
 			wanted[w.Name] = w.Mode
 		}
+		ranges[w.Name] = len(w.Range) > 0
 	}
 	mode := func(name string) Mode { return cmp.Or(wanted[name], req.Mode) }
-	return newKnown(ctx, s.primary.o, s.cfg, mode, serverPaths(s.primary.conn))
+	k := newKnown(ctx, s.primary.o, s.cfg, mode, serverPaths(s.primary.conn))
+	k.ranges = ranges
+	return k
 }
 
 // removals lists what goes, with all that needs it if that was said.

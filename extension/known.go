@@ -62,6 +62,7 @@ type known struct {
 	paths   func(ctx context.Context, name string) (*paths, error) // the server's update paths
 	shelves []*registry.Registry
 	mode    func(name string) Mode
+	ranges  map[string]bool // names of which somebody has asked for versions
 
 	enforced func(Rule) bool
 	names    map[string]*named
@@ -194,6 +195,11 @@ func (k *known) about(name string) (*named, error) {
 			continue
 		}
 		reachable := isInstalled && n.server.leads(installed.Version, v)
+		if d := defaultOf(available); of.release == nil && d != "" && n.order.Compare(v, d) > 0 && !k.ranges[name] {
+			// A dump does not say the version, so a restore would bring the default.
+			k.excluded = append(k.excluded, Excluded{name, v, fmt.Errorf("it is newer than %s, which is the default of the server's files: ask for it by its version", d)})
+			continue
+		}
 		choice, err := chooseMode(k.o, of, k.mode(name), reachable, k.enforced)
 		if err != nil {
 			k.excluded = append(k.excluded, Excluded{name, v, err})
@@ -204,6 +210,16 @@ func (k *known) about(name string) (*named, error) {
 	}
 	k.names[name] = n
 	return n, nil
+}
+
+// defaultOf is the version that CREATE EXTENSION would make, "" if there is none.
+func defaultOf(versions []Available) string {
+	for _, a := range versions {
+		if a.Default {
+			return a.Version
+		}
+	}
+	return ""
 }
 
 // candidate is an offer as the resolver sees it.

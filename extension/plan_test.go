@@ -1,6 +1,7 @@
 package extension
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"strings"
@@ -319,6 +320,26 @@ func TestSwapObject(t *testing.T) {
 		}
 		if back := swapObject(got, targetSchemaName, tt.schema); objectText(back) != objectText(tt.in) {
 			t.Errorf("%s back in schema %s: %s, want %s", objectText(got), tt.schema, objectText(back), objectText(tt.in))
+		}
+	}
+}
+
+// The server's default, unless somebody asks for more: a restore would bring it.
+func TestDefaultVersion(t *testing.T) {
+	o := &Observed{Version: 150000, VersionText: "15.0", Role: Role{Superuser: true}, Available: map[string][]Available{
+		"hll": {{Version: "2.10"}, {Version: "2.16", Default: true}, {Version: "2.17"}},
+	}}
+	paths := func(context.Context, string) (*paths, error) { return &paths{}, nil }
+	for _, ranged := range []bool{false, true} {
+		k := newKnown(t.Context(), o, Config{}, func(string) Mode { return Auto }, paths)
+		k.ranges = map[string]bool{"hll": ranged}
+		n, err := k.about("hll")
+		if err != nil {
+			t.Fatal(err)
+		}
+		newest := n.candidates[len(n.candidates)-1].Version
+		if want := map[bool]string{false: "2.16", true: "2.17"}[ranged]; newest != want {
+			t.Errorf("asked by version %v: the newest is %s, want %s", ranged, newest, want)
 		}
 	}
 }
