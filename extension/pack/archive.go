@@ -95,7 +95,7 @@ func readArchive(r io.Reader, l *limit) (*Package, error) {
 	}
 	z.Multistream(false)
 	// Beside the files themselves a tar file has headers and padding.
-	plain := &io.LimitedReader{R: z, N: l.total + maxEntries*4096}
+	plain := &io.LimitedReader{R: z, N: l.total + l.entries*4096}
 	a, t := tar.NewReader(plain), tree{}
 	for {
 		h, err := a.Next()
@@ -161,8 +161,8 @@ func (t tree) admit(h *tar.Header, l *limit) error {
 	if t[h.Name] != nil {
 		return fmt.Errorf("archive is refused: it has %q twice", h.Name)
 	}
-	if len(t) >= maxEntries {
-		return fmt.Errorf("archive is refused: it has more than %d files", maxEntries)
+	if int64(len(t)) >= l.entries {
+		return fmt.Errorf("archive is refused: it has more than %d files", l.entries)
 	}
 	if h.Size > l.file {
 		return fmt.Errorf("archive is refused: %q is larger than %d bytes", h.Name, l.file)

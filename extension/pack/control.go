@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -40,7 +42,7 @@ type Control struct {
 	ModulePathname string   // what replaces MODULE_PATHNAME in scripts
 	NoRelocate     []string // what it requires and must then stay in its schema; servers know it from 16 on
 
-	Text []byte // the file as read
+	Text []byte // the file as read; a native one's directory is commented out, as its scripts are in the package
 }
 
 // Values of [Control.Kind].
@@ -459,6 +461,7 @@ type native struct {
 	control    Control
 	hasVersion bool     // default_version is given
 	requires   []string // as the server reads it
+	directory  string   // of the scripts, in the share directory or absolute; empty: beside the control file
 	hints      map[string]bool
 }
 
@@ -513,6 +516,14 @@ func (n *native) parse(file string, text []byte, secondary bool) error {
 				s.fail(e.offset(0), "%s", err)
 			}
 			n.control.ExtVersion, n.hasVersion = e.value, true
+		case e.key == "directory":
+			n.directory = e.value
+			if !filepath.IsAbs(e.value) {
+				n.directory = path.Clean(e.value)
+			}
+			if n.directory == home {
+				n.directory = "" // where it would be looked for anyway
+			}
 		case e.key == "requires":
 			setIdentifiers(func(*Control) *[]string { return &n.requires })(s, &n.control, &e)
 		}
@@ -526,6 +537,24 @@ func (n *native) parse(file string, text []byte, secondary bool) error {
 		s.fail(e.keyAt, "parameter \"schema\" cannot be given when \"relocatable\" is true")
 	}
 	return s.err()
+}
+
+// withoutDirectory is a native control file for scripts that are beside it: a
+// parameter "directory", which would send the server elsewhere, becomes a comment.
+func withoutDirectory(file string, text []byte) []byte {
+	b, done := bytes.Buffer{}, 0
+	for _, e := range (&source{file: file, text: text}).settings() {
+		if e.key == "directory" {
+			b.Write(text[done:e.keyAt])
+			b.WriteByte('#')
+			done = e.keyAt
+		}
+	}
+	if done == 0 && b.Len() == 0 {
+		return text
+	}
+	b.Write(text[done:])
+	return b.Bytes()
 }
 
 // comments reads the lines that begin with #@.

@@ -20,6 +20,7 @@ conflicts = bla (< 0.8)
 `
 
 func TestParseControl(t *testing.T) {
+	t.Parallel()
 	c, err := ParseControl("control", []byte(post))
 	if err != nil {
 		t.Fatal(err)
@@ -94,6 +95,7 @@ func checkRender(t *testing.T, c *Control) {
 }
 
 func TestControlErrors(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct{ text, want string }{
 		{"", "control:1:1: parameter \"name\" is missing\ncontrol:1:1: parameter \"version\" is missing"},
 		{"name = foo\nversion = 1\ndepend = bar", `control:3:1: unknown parameter "depend": did you mean "depends"?`},
@@ -138,6 +140,7 @@ func TestControlErrors(t *testing.T) {
 }
 
 func TestParseConf(t *testing.T) {
+	t.Parallel()
 	text := "# foo's settings\nfoo.a = 4\nfoo.b = 'it''s'\nwork_mem 10MB # ok\n#@scope role Reporting\nFOO.a = 1.5e3\n#@scope role \"My Role\"\nfoo.a = on\n#@scope system\nshared_preload_libraries = 'foo, bar'\n#@scope database\nfoo.c = -1"
 	got, err := ParseConf("foo.conf", []byte(text), []string{"foo"})
 	if err != nil {

@@ -10,6 +10,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -41,6 +44,7 @@ var fooFiles = map[string]string{
 }
 
 func TestReadDir(t *testing.T) {
+	t.Parallel()
 	p, err := Read(dir(fooFiles))
 	if err != nil {
 		t.Fatal(err)
@@ -80,6 +84,7 @@ func TestReadDir(t *testing.T) {
 }
 
 func TestReadDirErrors(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		why, file, text, want string
 	}{
@@ -128,6 +133,7 @@ func archive(t testing.TB, p *Package) ([]byte, string) {
 }
 
 func TestArchive(t *testing.T) {
+	t.Parallel()
 	nativeFiles := map[string]string{
 		"foo.control": "default_version = '1.1'\n#@conflicts bla\n", "foo--1.1.control": "requires = 'baz'", "sql/foo--1.0.sql": "SELECT 1;", "foo--1.0--1.1.sql": "SELECT 2;",
 		"foo--1.1.sql": "SELECT 3;", "META.json": `{"meta-spec": {"version": "1.0.0"}, "version": "1.1.0", "provides": {"foo": {"version": "1.1.0"}}}`, "Makefile": "EXTENSION = foo",
@@ -196,6 +202,7 @@ func tarGz(t testing.TB, entries ...tar.Header) []byte {
 }
 
 func TestArchiveRefused(t *testing.T) {
+	t.Parallel()
 	file := func(name string) tar.Header { return tar.Header{Typeflag: tar.TypeReg, Name: name} }
 	good := []tar.Header{file("control"), file("install.sql")}
 	with := func(h ...tar.Header) []byte { return tarGz(t, append(slices.Clone(good), h...)...) }
@@ -203,7 +210,7 @@ func TestArchiveRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Limits are lowered for these, to spare the machine.
-	const total, perFile = 4 << 20, 2 << 20
+	const total, perFile, entries = 4 << 20, 2 << 20, 50
 	bomb := func(files int, size int64, behind int) []byte {
 		var b bytes.Buffer
 		z := gzip.NewWriter(&b)
@@ -271,12 +278,12 @@ func TestArchiveRefused(t *testing.T) {
 		{"large control", tarGz(t, tar.Header{Typeflag: tar.TypeReg, Name: "control", PAXRecords: map[string]string{"text": strings.Repeat("#", maxText+1)}}), "control: file is larger than"},
 		{"bomb of many files", bomb(6, perFile/2, 0), "lib/4.so: package is larger than 4194304 bytes"},
 		{"bomb of one file", bomb(1, perFile+1, 0), `"lib/0.so" is larger than 2097152 bytes`},
-		{"bomb behind the files", bomb(1, 1, total+maxEntries*4096), "archive is refused: it is larger than 4194304 bytes"},
+		{"bomb behind the files", bomb(1, 1, total+entries*4096), "archive is refused: it is larger than 4194304 bytes"},
 		{"large as it is", append(with(), make([]byte, total)...), "archive is refused: "},
 		{"says it is huge", huge(), `"lib/a.so" is larger than`},
 	} {
 		t.Run(tc.why, func(t *testing.T) {
-			if p, err := readArchive(bytes.NewReader(tc.data), &limit{total: total, file: perFile}); err == nil || !strings.Contains(err.Error(), tc.want) {
+			if p, err := readArchive(bytes.NewReader(tc.data), &limit{total: total, file: perFile, entries: entries}); err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("got %v, %v, want %s", p, err, tc.want)
 			}
 		})
@@ -332,6 +339,7 @@ func FuzzReadArchive(f *testing.F) {
 }
 
 func TestMeta(t *testing.T) {
+	t.Parallel()
 	base := map[string]string{
 		"pair.control": "default_version = '1.2'\nrequires = 'hstore'\n", "sql/pair.sql": "SELECT 1;", "sql/pair--1.1--1.2.sql": "SELECT 2;",
 		"test/sql/pair--1.2.sql": "test", "Makefile": `
@@ -450,6 +458,110 @@ sql/$(EXTENSION)--$(EXTVERSION).sql: sql/$(EXTENSION).sql
 	for why, z := range map[string]*bytes.Reader{"no folder": zipped("", base), "parent": zipped("../pair/", base), "absolute": zipped("/pair/", base)} {
 		if _, err := ReadZip(z, z.Size()); err == nil {
 			t.Errorf("%s: read", why)
+		}
+	}
+}
+
+// A control file can have its scripts in another folder of the share directory,
+// or by an absolute path; what is written from it has them beside it.
+func TestDirectory(t *testing.T) {
+	t.Parallel()
+	elsewhere := t.TempDir()
+	for name, text := range map[string]string{"far--1.sql": "SELECT 'far';", "far--2.control": "superuser = false\n", "far--1--2.sql": "SELECT 2;"} {
+		if err := os.WriteFile(filepath.Join(elsewhere, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	share := dir(map[string]string{
+		"postgres.bki":                 "",
+		"extension/plain.control":      "default_version = '1'\n",
+		"extension/plain--1.sql":       "SELECT 'plain';",
+		"extension/same.control":       "default_version = '1'\ndirectory = 'extension'\n",
+		"extension/same--1.sql":        "SELECT 'same';",
+		"extension/pgmp.control":       "# as Debian has it\ndefault_version = '1.1' # newest\ndirectory = 'pgmp/./'\nrelocatable = true\n",
+		"extension/pgmp--1.1.sql":      "SELECT 'not this one';",
+		"extension/pgmp--1.1.control":  "comment = 'nor this'\n",
+		"pgmp/pgmp--1.1.sql":           "SELECT 'this one';",
+		"pgmp/pgmp--1.0--1.1.sql":      "SELECT 'upgrade';",
+		"pgmp/pgmp--1.1.control":       "comment = 'beside the scripts'\n",
+		"extension/far.control":        "default_version = '2'\ndirectory = '" + filepath.ToSlash(elsewhere) + "'\n",
+		"extension/outside.control":    "default_version = '1'\ndirectory = '../x'\n",
+		"extension/nowhere.control":    "default_version = '1'\ndirectory = 'nowhere'\n",
+		"extension/fincore.control":    "default_version = '1'\ndirectory = fincore\n",
+		"fincore/fincore--2.sql":       "SELECT 2;",
+		"fincore/other--1.sql":         "SELECT 1;",
+		"extension/empty.control":      "default_version = '1'\ndirectory = void\n",
+		"void/other--1.sql":            "SELECT 1;",
+		"extension/folder.control/x":   "",
+		"extension/damaged.control":    "directory 'x\n",
+		"extension/extension/x.config": "",
+	})
+	for name, want := range map[string]string{"plain": "SELECT 'plain';", "same": "SELECT 'same';", "pgmp": "SELECT 'this one';", "far": "SELECT 'far';"} {
+		p, err := ReadNative(share, name)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if got, _ := p.Path("", p.Control.ExtVersion); len(got) == 0 || string(got[0].SQL) != want {
+			t.Errorf("%s is installed by %+v, want %s", name, got, want)
+		}
+		files, err := p.Native()
+		if err != nil {
+			t.Fatal(err)
+		}
+		flat := fstest.MapFS{"another.control": {}}
+		for file, data := range files {
+			flat[file] = &fstest.MapFile{Data: data}
+		}
+		again, err := ReadNative(flat, name)
+		if err != nil {
+			t.Errorf("%s, written: %v", name, err)
+			continue
+		}
+		if !reflect.DeepEqual(again, p) {
+			t.Errorf("%s, written and read:\n%+v\nfirst\n%+v", name, again, p)
+		}
+		n := native{}
+		if err := n.parse(name, files[name+".control"], false); err != nil || n.directory != "" {
+			t.Errorf("%s, written, has its scripts in %q, %v", name, n.directory, err)
+		}
+	}
+	if p, err := ReadNative(share, "pgmp"); err != nil || p.Control.Comment != "beside the scripts" || len(p.Scripts) != 2 {
+		t.Errorf("%+v, %v", p, err)
+	} else if text := string(p.Control.Text); text != "# as Debian has it\ndefault_version = '1.1' # newest\n#directory = 'pgmp/./'\nrelocatable = true\n" {
+		t.Errorf("the control file has become\n%s", text)
+	}
+	if p, err := ReadNative(share, "far"); err != nil || p.Control.Superuser {
+		t.Errorf("the secondary control file was not found: %+v, %v", p, err)
+	}
+
+	// The folder of the control files alone will do for those that have all there.
+	alone, err := fs.Sub(share, "extension")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"plain", "same"} {
+		if _, err := ReadNative(alone, name); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, tt := range []struct {
+		fsys  fs.FS
+		name  string
+		words string
+	}{
+		{alone, "fincore", `fincore.control: its scripts are not here but in folder "fincore" of the server's share directory`},
+		{dir(map[string]string{"one.control": "default_version = '1'\ndirectory = 'd'\n"}), "one", `in folder "d"`},
+		{share, "outside", `in folder "../x", outside of the share directory`},
+		{share, "nowhere", `could not read the folder of the scripts of nowhere.control, "nowhere"`},
+		{share, "empty", `in folder "void"`},
+		{share, "fincore", `no installation script nor update path for version "1"`},
+		{share, "folder", "is a folder"},
+		{share, "damaged", "damaged.control:1"},
+		{share, "missing", "missing.control: file is missing"},
+	} {
+		if _, err := ReadNative(tt.fsys, tt.name); err == nil || !strings.Contains(err.Error(), tt.words) {
+			t.Errorf("%s: %v, want %q", tt.name, err, tt.words)
 		}
 	}
 }

@@ -8,7 +8,9 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -60,9 +62,9 @@ func isLegal(base string) bool {
 }
 
 // A limit counts what is read, and says how much may be.
-type limit struct{ read, total, file int64 }
+type limit struct{ read, total, file, entries int64 }
 
-func newLimit() *limit { return &limit{total: maxTotal, file: maxFile} }
+func newLimit() *limit { return &limit{total: maxTotal, file: maxFile, entries: maxEntries} }
 
 func (l *limit) readAll(name string, r io.Reader) ([]byte, error) {
 	most := l.file
@@ -159,9 +161,17 @@ func ReadDir(fsys fs.FS) (*Package, error) {
 //
 // A directory with the control files of several extensions is read for nothing
 // but this one's scripts and control files. The scripts are not checked.
+//
+// It can also be a server's share directory, which has extension/NAME.control:
+// the only one in which scripts can be found that are elsewhere, because the
+// control file has a directory. An absolute one is read from this machine, as the
+// server would.
 func ReadNative(fsys fs.FS, name string) (*Package, error) {
 	if err := depend.CheckName(name); err != nil {
 		return nil, err
+	}
+	if isShare(fsys, name) {
+		return readShare(fsys, name)
 	}
 	entries, err := fs.ReadDir(fsys, ".")
 	if err != nil {
@@ -181,13 +191,80 @@ func ReadNative(fsys fs.FS, name string) (*Package, error) {
 		return t.native(name)
 	}
 	t, l := tree{}, newLimit()
+	if slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return e.Name() == name+".control" }) {
+		if err := t.load(fsys, name+".control", l); err != nil {
+			return nil, err
+		}
+	}
+	if err := t.versions(fsys, name, entries, l); err != nil {
+		return nil, err
+	}
+	return t.native(name)
+}
+
+// versions loads the scripts and the secondary control files of one extension.
+func (t tree) versions(fsys fs.FS, name string, entries []fs.DirEntry, l *limit) error {
 	for _, e := range entries {
 		n := e.Name()
-		if n == name+".control" || strings.HasPrefix(n, name+"--") && (strings.HasSuffix(n, ".sql") || strings.HasSuffix(n, ".control")) {
+		if strings.HasPrefix(n, name+"--") && (strings.HasSuffix(n, ".sql") || strings.HasSuffix(n, ".control")) {
 			if err := t.load(fsys, n, l); err != nil {
-				return nil, err
+				return err
 			}
 		}
+	}
+	return nil
+}
+
+// home is the folder of the share directory that has the control files.
+const home = "extension"
+
+// isShare says whether it is a share directory that has the extension, and not
+// itself the folder of its control file.
+func isShare(fsys fs.FS, name string) bool {
+	if _, err := fs.Stat(fsys, name+".control"); err == nil {
+		return false
+	}
+	_, err := fs.Stat(fsys, path.Join(home, name+".control"))
+	return err == nil
+}
+
+// readShare reads an extension as a server finds it: its control file in the
+// folder extension, and in the folder that it names, or else beside it, scripts
+// and secondary control files.
+func readShare(share fs.FS, name string) (*Package, error) {
+	t, l := tree{}, newLimit()
+	file := name + ".control"
+	folder, err := fs.Sub(share, home)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.load(folder, file, l); err != nil {
+		return nil, err
+	}
+	if t[file] == nil {
+		return nil, &Error{File: file, Message: "is a folder"}
+	}
+	var n native
+	if err := n.parse(file, t[file].Data, false); err != nil {
+		return nil, err
+	}
+	switch dir := n.directory; {
+	case dir == "":
+	case filepath.IsAbs(dir):
+		folder = os.DirFS(dir)
+	case !fs.ValidPath(dir):
+		return nil, &Error{File: file, Message: fmt.Sprintf("its scripts are in folder %q, outside of the share directory", dir)}
+	default:
+		if folder, err = fs.Sub(share, dir); err != nil {
+			return nil, err
+		}
+	}
+	entries, err := fs.ReadDir(folder, ".")
+	if err != nil {
+		return nil, fmt.Errorf("could not read the folder of the scripts of %s, %q: %w", file, n.directory, err)
+	}
+	if err := t.versions(folder, name, entries, l); err != nil {
+		return nil, err
 	}
 	return t.native(name)
 }
@@ -422,12 +499,16 @@ func (t tree) native(name string) (*Package, error) {
 	if err := n.parse(file, f.Data, false); err != nil {
 		return nil, err
 	}
+	n.control.Text = withoutDirectory(file, f.Data)
 	p := &Package{native: true}
 	if err := t.scripts(p, name); err != nil {
 		return nil, err
 	}
 	if err := t.built(p, name, &n.control); err != nil {
 		return nil, err
+	}
+	if len(p.Scripts) == 0 && n.directory != "" {
+		return nil, &Error{File: file, Message: fmt.Sprintf("its scripts are not here but in folder %q of the server's share directory (parameter \"directory\"): read that directory, the one above %q, which has both", n.directory, home)}
 	}
 	p.Control = &n.control
 	if !n.hasVersion {

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/fstest"
 
 	"github.com/jackc/pgx/v5"
 
@@ -19,15 +20,17 @@ import (
 )
 
 // TestAgainstServers reads every extension that servers have, and compares with
-// what they say themselves.
+// what they say themselves. 15 has many that are not of PostgreSQL's own, some
+// with their scripts elsewhere.
 func TestAgainstServers(t *testing.T) {
-	for _, major := range pgtest.Majors {
+	t.Parallel()
+	for _, major := range pgtest.Some {
 		t.Run(fmt.Sprint(major), func(t *testing.T) {
 			t.Parallel()
 			server := pgtest.Start(t, pgtest.Options{Major: major})
-			share := filepath.Join(server.QueryValue("SELECT setting FROM pg_config WHERE name = 'SHAREDIR'"), "extension")
+			share := server.QueryValue("SELECT setting FROM pg_config WHERE name = 'SHAREDIR'")
 			fsys := os.DirFS(share)
-			controls, err := filepath.Glob(filepath.Join(share, "*.control"))
+			controls, err := filepath.Glob(filepath.Join(share, "extension", "*.control"))
 			if err != nil || len(controls) < 40 {
 				t.Fatalf("%d control files in %s, %v: is contrib installed?", len(controls), share, err)
 			}
@@ -50,7 +53,6 @@ func TestAgainstServers(t *testing.T) {
 				FROM pg_available_extension_versions v JOIN pg_available_extensions e USING (name)`) {
 				want = append(want, strings.Join(row, " "))
 			}
-			paths := map[string]bool{}
 			for name, p := range packages {
 				for _, version := range p.Versions() {
 					c := p.ControlOf(version)
@@ -60,14 +62,19 @@ func TestAgainstServers(t *testing.T) {
 					}
 					got = append(got, fmt.Sprint(name, " ", version, " ", c.ExtVersion, " ", letter(c.Superuser), " ", letter(c.Trusted), " ", letter(c.Relocatable), " ", c.Schema, " {", strings.Join(requires, ","), "} ", c.Comment))
 				}
-				for _, row := range server.Query("SELECT source, target, coalesce(path, '') FROM pg_extension_update_paths($1)", name) {
-					paths[name+" "+strings.Join(row, " ")] = true
-					if is := pathText(t, p, row[0], row[1]); is != row[2] {
-						t.Errorf("%s from %s to %s: path %q, the server's is %q", name, row[0], row[1], is, row[2])
-					}
-				}
 			}
 			compare(t, want, got)
+			paths := server.Query("SELECT name, source, target, coalesce(path, '') FROM pg_available_extensions, pg_extension_update_paths(name)")
+			for _, row := range paths {
+				name, from, to := row[0], row[1], row[2]
+				p := packages[name]
+				if p == nil {
+					continue // an error above
+				}
+				if is := pathText(t, p, from, to); is != row[3] {
+					t.Errorf("%s from %s to %s: path %q, the server's is %q", name, from, to, is, row[3])
+				}
+			}
 			t.Logf("%d extensions, %d versions, %d pairs of versions", len(packages), len(got), len(paths))
 
 			// What we render for a server is read as the same extension.
@@ -78,13 +85,11 @@ func TestAgainstServers(t *testing.T) {
 					t.Error(err)
 					continue
 				}
-				folder := t.TempDir()
+				folder := fstest.MapFS{}
 				for file, data := range files {
-					if err := os.WriteFile(filepath.Join(folder, file), data, 0o644); err != nil {
-						t.Fatal(err)
-					}
+					folder[file] = &fstest.MapFile{Data: data, Mode: 0o644}
 				}
-				again, err := pack.ReadNative(os.DirFS(folder), name)
+				again, err := pack.ReadNative(folder, name)
 				if err != nil {
 					t.Error(err)
 					continue
@@ -140,6 +145,7 @@ func compare(t *testing.T, want, got []string) {
 // them and many ways that are as short, and lets a server choose its way, which
 // its scripts write down.
 func TestRandomPaths(t *testing.T) {
+	t.Parallel()
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
@@ -213,6 +219,7 @@ func TestRandomPaths(t *testing.T) {
 
 // TestServerAcceptsRendered lets a server read what we write for it.
 func TestServerAcceptsRendered(t *testing.T) {
+	t.Parallel()
 	store := pgtest.Dir(t)
 	folder := filepath.Join(store, "extension")
 	if err := os.MkdirAll(folder, 0o755); err != nil {
@@ -253,6 +260,7 @@ custom_variable_classes = odd
 // TestControlFilesAsTheServerReadsThem makes control files of odd characters,
 // and compares what we and a server make of them.
 func TestControlFilesAsTheServerReadsThem(t *testing.T) {
+	t.Parallel()
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
@@ -271,8 +279,9 @@ func TestControlFilesAsTheServerReadsThem(t *testing.T) {
 	}
 	defer conn.Close(context.WithoutCancel(t.Context()))
 	pieces := []string{"'", "'", "''", "\\", "\\1", "\\n", "a", "e", "E", "0", "x", "7", "1", ".", "-", "+", "_", ":", "/", " ", "\t", "=", "#", "\"", "é", ",", ";", "\r", "\n", "comment"}
+	const rounds = 800
 	accepted := 0
-	for i := range 1500 {
+	for i := range rounds {
 		line := "comment = "
 		if i%3 == 0 {
 			line += "'"
@@ -313,8 +322,8 @@ func TestControlFilesAsTheServerReadsThem(t *testing.T) {
 			t.Errorf("%q: the server reads %q, we read %q", line, *want, p.Control.Comment)
 		}
 	}
-	t.Logf("%d of 1500 accepted", accepted)
-	if accepted < 200 || accepted > 1300 {
-		t.Errorf("%d of 1500 accepted: the test has become easy", accepted)
+	t.Logf("%d of %d accepted", accepted, rounds)
+	if accepted < rounds/8 || accepted > rounds*7/8 {
+		t.Errorf("%d of %d accepted: the test has become easy", accepted, rounds)
 	}
 }
