@@ -41,7 +41,8 @@
 //   - What an apply does is what the plan said: it carries a fingerprint of what
 //     was observed, and is refused when that has moved.
 //   - Nothing is dropped because a version changes.
-//   - Two of us do not work on one database at once (an advisory lock).
+//   - Two of us do not work on one database at once (an advisory lock), nor on
+//     the files and settings of one server (a lock on a shared catalog).
 //
 // # What it does not do
 //

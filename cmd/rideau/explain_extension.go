@@ -106,6 +106,10 @@ func explainInstall(err error) (explanation, bool) {
 		setting    *extension.SettingError
 		adopt      *extension.AdoptError
 		modified   *extension.ModifiedError
+		commit     *extension.CommitError
+		unfinished *extension.UnfinishedError
+		preload    *extension.PreloadError
+		pooler     *extension.PoolerError
 		undeclared *extension.UndeclaredError
 		upgrades   *upgradeError
 		notOurs    *ledger.NotOursError
@@ -190,6 +194,24 @@ func explainInstall(err error) (explanation, bool) {
 		if strings.HasPrefix(setting.SQL, "GRANT ") {
 			e.hint = fmt.Sprintf("Have a superuser say: %s. Then the same command again; or leave foo.conf out with --no-conf.", setting.SQL)
 		}
+	case errors.As(err, &commit):
+		e.hint = "rideau extension status says whether it is there. The same command again does what is missing, and no more."
+	case errors.As(err, &unfinished):
+		e.message = fmt.Sprintf("database %q is changed, and not all that comes after it was done", unfinished.Database)
+		var all []string
+		for _, failed := range unfinished.Failed {
+			all = append(all, explain(failed).message)
+		}
+		e.detail = lines(all)
+		if len(unfinished.Done) > 0 {
+			e.detail += "\n        Done: " + strings.Join(unfinished.Done, ", ")
+		}
+		e.hint = "When that is mended, the same command again does the rest."
+	case errors.As(err, &preload):
+		e.detail = "Nothing was changed in the database, and shared_preload_libraries is as it was."
+		e.hint = "Install the library on that node first (its operating-system package), or a package of the extension that has it."
+	case errors.As(err, &pooler):
+		e.hint = "Connect to the server itself, or through a pool in session mode: an installation is one session."
 	case errors.As(err, &modified):
 		e.message = fmt.Sprintf("cannot uninstall %s: it is not as it was installed", modified.Name)
 		e.detail = "Changed since: " + lines(modified.Objects) + "\n        " + nothingChanged

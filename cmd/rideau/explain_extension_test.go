@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net/url"
 	"slices"
 	"strings"
@@ -63,6 +64,14 @@ func TestExplainExtension(t *testing.T) {
 			"foo.conf sets foo.x", "", "Then the same command again"},
 		{"what is to be adopted is not there", &extension.AdoptError{Name: "foo", Version: "1.0", Missing: []string{"function s.f()"}},
 			"cannot adopt foo 1.0", "function s.f()", "foo=VERSION"},
+		{"the answer to COMMIT was lost", &extension.CommitError{Database: "app", Err: io.ErrUnexpectedEOF},
+			"may have been committed", "", "rideau extension status"},
+		{"a standby died before its setting", &extension.UnfinishedError{Database: "app", Done: []string{"work_mem at db1:5432"}, Failed: []error{errors.New("db2:5432 is gone")}},
+			"not all that comes after", "db2:5432 is gone", "the same command again"},
+		{"a library that is not there", &extension.PreloadError{Node: "db1:5432", Library: "foo", Err: errors.New("no such file")},
+			"would not start", "is as it was", "operating-system package"},
+		{"a pooler", &extension.PoolerError{Node: "db1:6432"},
+			"is a connection pooler", "", "session mode"},
 		{"an object was changed by hand", &extension.ModifiedError{Name: "foo", Objects: []string{"function s.f()"}},
 			"cannot uninstall foo", "function s.f()", "--modified"},
 		{"two packages make one function", &extension.UndeclaredError{Name: "foo", Other: "bla", What: []string{"function s.f()"}},

@@ -348,6 +348,15 @@ var done = map[extension.Action]string{
 	extension.Install: "installed", extension.Upgrade: "upgraded", extension.Uninstall: "uninstalled", extension.Adopt: "adopted",
 }
 
+// dropped lists what CASCADE took with it.
+func dropped(r *extension.Report) []string {
+	var list []string
+	for _, s := range r.Steps {
+		list = append(list, s.Others...)
+	}
+	return list
+}
+
 // describeApplied says what was done, and what is left to do.
 func describeApplied(w io.Writer, plan *extension.Plan, r *extension.Report) error {
 	t := newTable(w)
@@ -357,6 +366,12 @@ func describeApplied(w io.Writer, plan *extension.Plan, r *extension.Report) err
 			what += " in schema " + quoteIdentifier(s.Schema)
 		}
 		t.row(done[s.Action], s.Name, versions(s.From, s.To), what)
+	}
+	for _, set := range r.Set {
+		t.row("set", set)
+	}
+	for _, what := range dropped(r) {
+		t.row("dropped too", what)
 	}
 	for _, l := range r.Locks {
 		t.row("lock", l.Relation, l.Mode)
