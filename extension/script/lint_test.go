@@ -7,6 +7,7 @@ import (
 )
 
 func TestLint(t *testing.T) {
+	t.Parallel()
 	const fn = "CREATE FUNCTION @extschema@.f() RETURNS int LANGUAGE "
 	for _, tc := range []struct {
 		why, sql string

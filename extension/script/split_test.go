@@ -8,6 +8,7 @@ import (
 )
 
 func TestSplit(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		why  string
 		sql  string
@@ -95,6 +96,7 @@ func TestSplit(t *testing.T) {
 }
 
 func TestStatement(t *testing.T) {
+	t.Parallel()
 	list, err := Split("foo--1.0.sql", []byte("/* é */ create /* é */ OR replace\n VIEW v AS SELECT 'é',\n x;\nDO $$ $$; (SELECT 1)"))
 	if err != nil {
 		t.Fatal(err)
@@ -116,6 +118,7 @@ func TestStatement(t *testing.T) {
 }
 
 func TestCheckTransaction(t *testing.T) {
+	t.Parallel()
 	for _, sql := range []string{"BEGIN", "begin work", "START TRANSACTION", "COMMIT", "COMMIT PREPARED 'x'", "END", "ROLLBACK",
 		"ROLLBACK TO x", "ABORT", "SAVEPOINT x", "RELEASE x", "PREPARE TRANSACTION 'x'", "PREPARE TRANSACTION $$x$$", "/* */ Commit /* */ AND CHAIN"} {
 		list, err := Split("f.sql", []byte("SELECT 1;\n"+sql))
@@ -143,6 +146,7 @@ func TestCheckTransaction(t *testing.T) {
 }
 
 func TestSubstitute(t *testing.T) {
+	t.Parallel()
 	const sql = "\\echo no\nCREATE FUNCTION @extschema@.f() AS 'MODULE_PATHNAME' -- @extowner@\n\\echo @extschema@\nSELECT @extschema:bar@.g(), $$ @extschema:my-ext@ $$;"
 	s := Substitution{File: "f.sql", Schema: "My schema", Owner: "user", Required: map[string]string{"bar": "public", "my-ext": "order"}, ModulePathname: "$libdir/f"}
 	got, err := Substitute([]byte(sql), s)
