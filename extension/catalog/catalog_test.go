@@ -14,7 +14,16 @@ import (
 
 // eachMajor runs a test on a server of each version.
 func eachMajor(t *testing.T, f func(t *testing.T, s *pgtest.Server)) {
-	for _, major := range pgtest.Majors {
+	onEach(t, pgtest.Majors, f)
+}
+
+// someMajors is eachMajor for what versions are not known to do differently.
+func someMajors(t *testing.T, f func(t *testing.T, s *pgtest.Server)) {
+	onEach(t, pgtest.Some, f)
+}
+
+func onEach(t *testing.T, majors []int, f func(t *testing.T, s *pgtest.Server)) {
+	for _, major := range majors {
 		t.Run(fmt.Sprint(major), func(t *testing.T) {
 			t.Parallel()
 			f(t, pgtest.Start(t, pgtest.Options{Major: major}))
@@ -87,10 +96,10 @@ func names(objects []catalog.Object) (list []string) {
 }
 
 // What CREATE EXTENSION creates is what the server records as its members, for
-// every extension that comes with the server.
+// every extension that comes with the server. 15 has many more than PostgreSQL's.
 func TestMembers(t *testing.T) {
 	t.Parallel()
-	eachMajor(t, func(t *testing.T, s *pgtest.Server) {
+	someMajors(t, func(t *testing.T, s *pgtest.Server) {
 		ctx := context.Background()
 		conn := connect(t, s, "", "")
 		extensions := s.Query(`SELECT name FROM pg_available_extensions WHERE installed_version IS NULL ORDER BY 1`)

@@ -84,9 +84,10 @@ func TestDifference(t *testing.T) {
 		exec(t, connect(t, s, "app", ""), `GRANT ALL ON SCHEMA public TO app`)
 		exec(t, connect(t, s, "app", "app"), setup)
 		other := begin(t, connect(t, s, "app", "app")) // does not see what the tests do
+		conn := connect(t, s, "app", "app")
 		for _, tt := range tests {
 			t.Run(tt.name, func(t *testing.T) {
-				tx := begin(t, connect(t, s, "app", "app"))
+				tx := begin(t, conn)
 				before := capture(t, tx)
 				exec(t, tx, tt.sql)
 				d := difference(t, tx, before)
@@ -100,8 +101,10 @@ func TestDifference(t *testing.T) {
 				if want := strings.Join(want, "; "); got != want {
 					t.Errorf("got  %s\nwant %s", got, want)
 				}
-				if again := render(difference(t, tx, before), dropped); again != got {
-					t.Errorf("asked again: %s", again)
+				if slices.Contains(pgtest.Some, s.Major) {
+					if again := render(difference(t, tx, before), dropped); again != got {
+						t.Errorf("asked again: %s", again)
+					}
 				}
 				var path string
 				if err := tx.QueryRow(ctx, `SHOW search_path`).Scan(&path); err != nil || path != `"$user", public` {
@@ -149,7 +152,7 @@ var tempNumber = regexp.MustCompile(`(pg_temp|pg_toast_temp)_\d+`)
 // same rows, is a change; what it does not touch again is none.
 func TestCaptureAfterOwnWork(t *testing.T) {
 	t.Parallel()
-	eachMajor(t, func(t *testing.T, s *pgtest.Server) {
+	someMajors(t, func(t *testing.T, s *pgtest.Server) {
 		tx := begin(t, connect(t, s, "", ""))
 		exec(t, tx, setup)
 		before := capture(t, tx)
@@ -167,7 +170,7 @@ func TestCaptureAfterOwnWork(t *testing.T) {
 // Others' work, committed while the script runs, is not the script's.
 func TestOthersCommit(t *testing.T) {
 	t.Parallel()
-	eachMajor(t, func(t *testing.T, s *pgtest.Server) {
+	someMajors(t, func(t *testing.T, s *pgtest.Server) {
 		exec(t, connect(t, s, "", ""), setup)
 		tx := begin(t, connect(t, s, "", ""))
 		before := capture(t, tx)
@@ -206,7 +209,7 @@ func TestChangedOwner(t *testing.T) {
 // Operators and functions that somebody put before pg_catalog are not used.
 func TestSearchPath(t *testing.T) {
 	t.Parallel()
-	eachMajor(t, func(t *testing.T, s *pgtest.Server) {
+	someMajors(t, func(t *testing.T, s *pgtest.Server) {
 		conn := connect(t, s, "", "")
 		exec(t, conn, setup+`;
 CREATE SCHEMA trap;
@@ -247,7 +250,7 @@ SET search_path = trap, pg_catalog, public`)
 // A view of the user's on a member stops the drop, and nothing has changed.
 func TestRestrict(t *testing.T) {
 	t.Parallel()
-	eachMajor(t, func(t *testing.T, s *pgtest.Server) {
+	someMajors(t, func(t *testing.T, s *pgtest.Server) {
 		ctx := context.Background()
 		conn := connect(t, s, "", "")
 		tx := begin(t, conn)

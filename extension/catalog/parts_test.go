@@ -13,7 +13,7 @@ import (
 // one of them.
 func TestParts(t *testing.T) {
 	t.Parallel()
-	eachMajor(t, func(t *testing.T, s *pgtest.Server) {
+	someMajors(t, func(t *testing.T, s *pgtest.Server) {
 		ctx := context.Background()
 		conn := connect(t, s, "", "")
 		tx := begin(t, conn)

@@ -10,6 +10,7 @@ import (
 
 // The two bounds that SQL is given for "~>" allow what "~>" allows.
 func TestPessimisticBound(t *testing.T) {
+	t.Parallel()
 	version := rapid.StringMatching(`([0-9]:)?[0-9]{1,3}(\.[0-9]{1,2}){0,3}(-?(rc|beta|a)[0-9])?`)
 	rapid.Check(t, func(t *rapid.T) {
 		v, w := version.Draw(t, "v"), version.Draw(t, "w")

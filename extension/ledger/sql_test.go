@@ -93,7 +93,7 @@ func TestVersionCompare(t *testing.T) {
 		return b.String()
 	}
 	var left, right []string
-	for range 6000 {
+	for range 3000 {
 		a := random()
 		b := random()
 		if r.IntN(3) == 0 { // nearly the same
@@ -107,7 +107,7 @@ func TestVersionCompare(t *testing.T) {
 			left, right = append(left, v), append(right, w)
 		}
 	}
-	eachMajor(t, func(t *testing.T, s *pgtest.Server) {
+	someMajors(t, func(t *testing.T, s *pgtest.Server) {
 		conn := connect(t, s, "app", "app")
 		ctx := context.Background()
 		check(t, ledger.Bootstrap(ctx, conn))
@@ -129,7 +129,7 @@ func TestVersionCompare(t *testing.T) {
 // bla (< 0.8).
 func TestPost(t *testing.T) {
 	t.Parallel()
-	eachMajor(t, func(t *testing.T, s *pgtest.Server) {
+	someMajors(t, func(t *testing.T, s *pgtest.Server) {
 		ctx := context.Background()
 		conn := shop(t, s,
 			files{"control": "name = foo\nversion = 1.0\nsuperuser = false\ncustom_variable_classes = 'foo'\ndepends = bar (>= 1.1), baz\nconflicts = bla (< 0.8)\n",
@@ -219,7 +219,7 @@ func TestSolve(t *testing.T) {
 // role may.
 func TestNative(t *testing.T) {
 	t.Parallel()
-	eachMajor(t, func(t *testing.T, s *pgtest.Server) {
+	someMajors(t, func(t *testing.T, s *pgtest.Server) {
 		conn := shop(t, s,
 			files{"control": "name = user\nversion = 1\nsuperuser = false\ndepends = citext (>= 1.0)\n",
 				"install.sql": "CREATE TABLE t (a citext, b @extschema:citext@.citext);"},
@@ -243,7 +243,7 @@ func TestNative(t *testing.T) {
 // them what they newly depend on.
 func TestUpgradeInSQL(t *testing.T) {
 	t.Parallel()
-	eachMajor(t, func(t *testing.T, s *pgtest.Server) {
+	someMajors(t, func(t *testing.T, s *pgtest.Server) {
 		ctx := context.Background()
 		conn := shop(t, s, files{"control": "name = foo\nversion = 1.0\nsuperuser = false\n",
 			"install.sql": "CREATE TABLE t (a int PRIMARY KEY);\nCREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1';\nCREATE VIEW v AS SELECT a FROM t;\nCREATE FUNCTION gone() RETURNS int LANGUAGE sql AS 'SELECT 1';"})
@@ -362,7 +362,7 @@ func TestRules(t *testing.T) {
 // there for it to fall over is seen.
 func TestOthers(t *testing.T) {
 	t.Parallel()
-	eachMajor(t, func(t *testing.T, s *pgtest.Server) {
+	someMajors(t, func(t *testing.T, s *pgtest.Server) {
 		// The script waits for a lock, and the others are done when it gets it.
 		conn := shop(t, s, files{"control": "name = waits\nversion = 1\nsuperuser = false\n",
 			"install.sql": "CREATE TABLE before ();\nDO 'BEGIN PERFORM pg_advisory_xact_lock(42); END';\nCREATE TABLE after ();"},
