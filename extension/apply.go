@@ -54,6 +54,9 @@ type Lock struct {
 // A *UnfinishedError comes with a report: the database is changed then.
 func (s *Session) Apply(ctx context.Context, p *Plan, dry bool) (_ *Report, err error) {
 	begun := time.Now()
+	if o := s.primary.o; p.Database != o.Database {
+		return nil, fmt.Errorf("the plan is for database %q, and this is database %q at %s", p.Database, o.Database, o.Node)
+	}
 	unlock, err := s.lock(ctx)
 	if err != nil {
 		return nil, err

@@ -612,8 +612,13 @@ func (r *runner) uninstall(ctx context.Context, s *Step, done *StepReport) error
 		}
 		return false
 	})
-	if err := r.unchanged(ctx, s, objects); err != nil {
+	missing, err := r.unchanged(ctx, s, objects)
+	if err != nil {
 		return err
+	}
+	if missing && len(s.scripts) > 0 {
+		r.report.Notes = append(r.report.Notes, fmt.Sprintf("the uninstall.sql of %s was not executed: what it drops is not all there; the rest was dropped without it", s.Name))
+		s.scripts = nil
 	}
 	for _, sc := range s.scripts {
 		s.pkg = &pack.Package{Control: &pack.Control{Depends: s.in.Depends}}
@@ -752,11 +757,11 @@ func (r *runner) sayDropped(ctx context.Context, s *Step, done *StepReport, befo
 }
 
 // unchanged refuses to drop what is not as it was installed: it may be
-// somebody's own by now, with data of his.
-func (r *runner) unchanged(ctx context.Context, s *Step, objects []catalog.Object) error {
+// somebody's own by now, with data of his. It says whether some of it is gone.
+func (r *runner) unchanged(ctx context.Context, s *Step, objects []catalog.Object) (missing bool, err error) {
 	recorded, err := ledger.Objects(ctx, r.tx, s.Name)
 	if err != nil {
-		return err
+		return false, err
 	}
 	e := &ModifiedError{Name: s.Name}
 	for _, was := range recorded {
@@ -765,6 +770,7 @@ func (r *runner) unchanged(ctx context.Context, s *Step, objects []catalog.Objec
 		})
 		switch {
 		case at < 0:
+			missing = true
 			r.report.Notes = append(r.report.Notes, fmt.Sprintf("%s of %s was not found: it was dropped or renamed by hand", was, s.Name))
 		case s.in.Entry.Major != r.s.primary.o.Major(): // another version writes definitions in other words
 		case was.MD5 != "" && objects[at].MD5 != was.MD5:
@@ -772,9 +778,9 @@ func (r *runner) unchanged(ctx context.Context, s *Step, objects []catalog.Objec
 		}
 	}
 	if len(e.Objects) > 0 && !s.modified {
-		return e
+		return false, e
 	}
-	return nil
+	return missing, nil
 }
 
 // drop drops objects, those that others need last.

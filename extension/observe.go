@@ -16,6 +16,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgconn/ctxwatch"
 
 	"rideau/extension/depend"
 	"rideau/extension/ledger"
@@ -174,6 +175,10 @@ func connect(ctx context.Context, conninfo string) (*pgx.Conn, error) {
 	// No statement stays prepared: what it refers to changes under our own hands.
 	config.DefaultQueryExecMode = pgx.QueryExecModeDescribeExec
 	config.StatementCacheCapacity, config.DescriptionCacheCapacity = 0, 0
+	// Who gives up does not leave a statement and its locks behind.
+	config.BuildContextWatcherHandler = func(pc *pgconn.PgConn) ctxwatch.Handler {
+		return &pgconn.CancelRequestContextWatcherHandler{Conn: pc, DeadlineDelay: 5 * time.Second}
+	}
 	config.OnNotice = func(*pgconn.PgConn, *pgconn.Notice) {}
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {

@@ -51,6 +51,8 @@ type Plan struct {
 	Notes []string `json:"notes,omitempty"`
 	// Kept are the installed ones that the resolution leaves as they are.
 	Kept []string `json:"kept,omitempty"`
+
+	because map[string][]string // of all that will be there: who needs it
 }
 
 // A Step is what happens to one extension.
@@ -208,7 +210,7 @@ type settingInfo struct {
 func decide(o *Observed, req Request, s selection) (*Plan, error) {
 	p := &Plan{
 		Request: req, Node: o.Node, Database: o.Database, Role: o.Role.Name, Version: o.VersionText,
-		Fingerprint: o.Fingerprint(), Steps: []Step{},
+		Fingerprint: o.Fingerprint(), Steps: []Step{}, because: map[string][]string{},
 	}
 	made := map[string]bool{} // schemas that a step makes
 	schemas := map[string]string{}
@@ -232,6 +234,7 @@ func decide(o *Observed, req Request, s selection) (*Plan, error) {
 			delete(schemas, c.Name)
 			continue
 		}
+		p.because[c.Name] = c.Because
 		if c.Was == c.Version {
 			p.Kept = append(p.Kept, c.Name)
 			continue

@@ -1,6 +1,7 @@
 package extension
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -379,5 +380,78 @@ CREATE FUNCTION baz() RETURNS text LANGUAGE sql AS $$ SELECT 'baz' $$;
 	value(t, s, "SET search_path = public; CREATE FUNCTION foo() RETURNS text LANGUAGE sql AS 'SELECT ''x''::text'; CREATE TABLE foo_log (a int); SELECT 1")
 	if err := adopt("foo=1.0"); err == nil || !strings.Contains(err.Error(), "bar (>= 1.1)") {
 		t.Errorf("error %v, want that foo needs bar", err)
+	}
+}
+
+// Whoever gives up leaves no statement behind, nor its locks.
+func TestInterrupted(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Start(t, pgtest.Options{})
+	s, err := Open(t.Context(), Config{Nodes: []string{server.Conninfo("")}, Shelves: shelves(packages(t, `
+-- slow/control --
+name = slow
+version = 1.0
+-- slow/install.sql --
+SELECT pg_sleep(1000);
+`))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	p, err := s.Plan(t.Context(), Request{Install: install("slow").Install, Mode: Module})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { _, err := s.Apply(ctx, p, false); ended <- err }()
+	const sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(1000)%' AND state = 'active' AND pid <> pg_backend_pid()"
+	pgtest.Wait(t, "the script to sleep", func() (bool, string) { got := server.QueryValue(sleeping); return got == "1", got })
+	cancel()
+	if err := <-ended; err == nil {
+		t.Error("the installation was not interrupted")
+	}
+	pgtest.Wait(t, "the server to stop as well", func() (bool, string) {
+		got := server.QueryValue(sleeping) + server.QueryValue("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
+		return got == "00", got
+	})
+}
+
+// A lock file has what was wished for, with what that needs, and the libraries.
+func TestLockedVersions(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Start(t, pgtest.Options{})
+	s := connected(t, Config{Shelves: shelves(packages(t, thePost))}, server.Conninfo(""))
+	req := install("hstore", "bla")
+	req.Mode = Auto
+	do(t, s, req)
+	do(t, s, install("bar"))
+	locked, err := s.Lock(t.Context(), install("foo=1.0", "hstore"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, l := range locked {
+		got = append(got, l.Name+" "+l.Version)
+		if l.Name == "hstore" && (len(l.Libraries) != 1 || len(l.Libraries[0]) != len("hstore.so=")+64) {
+			t.Errorf("libraries of hstore are %q, want its sha256", l.Libraries)
+		}
+	}
+	if len(got) != 4 || got[0] != "bar 1.1" || got[1] != "baz 0.3" || got[2] != "foo 1.0" || !strings.HasPrefix(got[3], "hstore ") {
+		t.Errorf("locked are %q, want foo with what it needs, and hstore", got)
+	}
+}
+
+// An uninstall.sql that drops what is not there any more is no reason to keep the
+// rest.
+func TestUninstallRest(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Start(t, pgtest.Options{})
+	s := connected(t, Config{Shelves: shelves(packages(t, shop))}, owner(t, server, "app"))
+	do(t, s, install("shop=2.0"))
+	value(t, s, "DROP FUNCTION public.price(int); SELECT 1")
+	do(t, s, Request{Uninstall: []string{"shop"}})
+	if got := value(t, s, "SELECT count(*) FROM pg_catalog.pg_class WHERE relname = 'goods'"); got != "0" {
+		t.Error("goods are left")
 	}
 }

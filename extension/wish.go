@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -209,9 +210,9 @@ func (s *Session) Lock(ctx context.Context, req Request) ([]LockedVersions, erro
 		}
 		locked = append(locked, l)
 	}
-	for _, name := range p.Kept {
+	for _, name := range p.wanted(req) {
 		in, ok := s.primary.o.Find(name)
-		if !ok {
+		if !ok || !slices.Contains(p.Kept, name) {
 			continue
 		}
 		locked = append(locked, LockedVersions{Name: name, Version: in.Version, Mode: in.Mode, Schema: in.Schema, SHA256: in.SHA256})
@@ -227,6 +228,24 @@ func (s *Session) Lock(ctx context.Context, req Request) ([]LockedVersions, erro
 	return locked, nil
 }
 
+// wanted are the names that were wished for and those that they need: what else
+// is installed is nobody's wish.
+func (p *Plan) wanted(req Request) []string {
+	var list []string
+	for _, w := range slices.Concat(req.Install, req.Upgrade) {
+		list = append(list, w.Name)
+	}
+	for more := true; more; {
+		more = false
+		for _, name := range names(p.because) {
+			if !slices.Contains(list, name) && slices.ContainsFunc(p.because[name], func(by string) bool { return slices.Contains(list, by) }) {
+				list, more = append(list, name), true
+			}
+		}
+	}
+	return list
+}
+
 func (s *Session) libraryHashes(ctx context.Context, name string) ([]string, error) {
 	libs, known, err := s.primary.serverLibraries(ctx, name)
 	if err != nil || !known {
@@ -234,11 +253,14 @@ func (s *Session) libraryHashes(ctx context.Context, name string) ([]string, err
 	}
 	var list []string
 	for _, lib := range libs {
-		sum, err := s.primary.fileHash(ctx, s.primary.o.LibDir+"/"+lib+".so")
+		file, sum, err := s.primary.library(ctx, lib)
 		if err != nil {
 			return nil, err
 		}
-		list = append(list, lib+"="+sum)
+		if sum == "" {
+			return nil, fmt.Errorf("%s needs the library %q, and %s does not find it", name, lib, s.primary.o.Node)
+		}
+		list = append(list, filepath.Base(file)+"="+sum)
 	}
 	return list, nil
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -275,12 +276,23 @@ func (f *installFlags) run(cmd *cobra.Command, ask func(*extensionSession, *exte
 	}
 	defer s.Close()
 	ask(s, &req)
-	plan, err := s.Plan(cmd.Context(), req)
-	if err != nil {
-		return err
+	for try := 1; ; try++ {
+		plan, err := s.Plan(cmd.Context(), req)
+		if err != nil {
+			return err
+		}
+		err = f.carryOut(cmd, s, plan)
+		var moved *extension.MovedError
+		if !errors.As(err, &moved) || try == maxPlans {
+			return err
+		}
+		// Somebody else was installing: nothing was changed by us, and what we
+		// were asked for may have another answer now.
 	}
-	return f.carryOut(cmd, s, plan)
 }
+
+// maxPlans is how often a plan is made when others change the database meanwhile.
+const maxPlans = 5
 
 // planned is what commands that change something print as JSON.
 type planned struct {

@@ -13,6 +13,7 @@ import (
 )
 
 func TestParseList(t *testing.T) {
+	t.Parallel()
 	tests := []struct{ text, want string }{
 		{"", ""},
 		{" \n", ""},
@@ -46,6 +47,7 @@ func TestParseList(t *testing.T) {
 }
 
 func TestParseListErrors(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		text   string
 		offset int
@@ -94,6 +96,7 @@ func TestParseListErrors(t *testing.T) {
 }
 
 func TestParseRange(t *testing.T) {
+	t.Parallel()
 	r, err := depend.ParseRange(" >= 13, < 19 ")
 	if err != nil || r.String() != ">= 13, < 19" {
 		t.Errorf("got %q, %v", r, err)
@@ -109,6 +112,7 @@ func TestParseRange(t *testing.T) {
 }
 
 func TestAllows(t *testing.T) {
+	t.Parallel()
 	tests := []struct{ text, allowed, refused string }{
 		{"", "0 1 whatever", ""},
 		{"< 1.1", "1.0 1.1-beta 0.9", "1.1 1.10 1.1-1"},
@@ -151,6 +155,7 @@ func TestAllows(t *testing.T) {
 }
 
 func TestCheckName(t *testing.T) {
+	t.Parallel()
 	for _, good := range []string{"foo", "uuid-ossp", "pg_partman", "my ext", "Été", "a.b", "plpython3u", strings.Repeat("x", 63)} {
 		if err := depend.CheckName(good); err != nil {
 			t.Error(err)
@@ -178,6 +183,7 @@ func words() *rapid.Generator[string] {
 }
 
 func TestListRoundTrip(t *testing.T) {
+	t.Parallel()
 	constraint := rapid.Custom(func(t *rapid.T) depend.Constraint {
 		c := depend.Constraint{
 			Op:      depend.Op(rapid.SampledFrom([]string{"<", "<=", "=", ">=", ">", "!=", "~>"}).Draw(t, "op")),

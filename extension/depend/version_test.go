@@ -13,6 +13,7 @@ import (
 )
 
 func TestCompare(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		a    string
 		want string
@@ -97,6 +98,7 @@ func versions() *rapid.Generator[string] {
 }
 
 func TestCompareIsAnOrder(t *testing.T) {
+	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		a, b, c := versions().Draw(t, "a"), versions().Draw(t, "b"), versions().Draw(t, "c")
 		checkOrder(t, depend.Compare, a, b, c)
@@ -120,6 +122,7 @@ func checkOrder(t *rapid.T, compare func(a, b string) int, a, b, c string) {
 }
 
 func TestOrder(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		name     string
 		versions string
@@ -172,6 +175,7 @@ func edges(text string) []depend.Edge {
 
 // A nil Order is Compare, and so is one for versions that it does not know.
 func TestOrderOfStrangers(t *testing.T) {
+	t.Parallel()
 	o := depend.NewOrder([]string{"1.6", "1.1"}, edges("1.6>1.1"))
 	if o.Compare("1.6", "1.1") >= 0 {
 		t.Error("the script from 1.6 to 1.1 is not believed")
@@ -188,6 +192,7 @@ func TestOrderOfStrangers(t *testing.T) {
 // TestOrderIsAnOrder checks, on random scripts, that the result is total, that
 // scripts without a way back are believed, and that spellings are the only ties.
 func TestOrderIsAnOrder(t *testing.T) {
+	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		known := rapid.SliceOfN(rapid.SampledFrom(strings.Fields("1.0 1.00 1.06 1.6 1.1 1.2 1.2-beta 2 2.0 3.1a 0.1")), 1, 8).Draw(t, "versions")
 		one := rapid.SampledFrom(known)
@@ -234,7 +239,8 @@ func reaches(scripts []depend.Edge, from, to string) bool {
 
 // A version far down a chain of scripts must not take a stack frame each.
 func TestOrderOfALongChain(t *testing.T) {
-	const n = 200_000
+	t.Parallel()
+	const n = 50_000
 	known := make([]string, n)
 	scripts := make([]depend.Edge, 0, n)
 	for i := range known {

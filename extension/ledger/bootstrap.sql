@@ -283,7 +283,13 @@ BEGIN
 		WHERE a.privilege_type = 'CREATE' AND a.grantee <> n.nspowner AND a.grantee IS DISTINCT FROM (SELECT r.oid FROM pg_roles r WHERE r.rolname = current_user)
 			AND NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = a.grantee AND r.rolsuper)) g ON true
 	WHERE n.nspname = schema GROUP BY n.oid, n.nspowner;
-	trusted := pg_has_role(owner, 'USAGE') OR EXISTS (SELECT FROM pg_roles r WHERE r.oid = owner AND r.rolsuper);
+	-- A superuser has the rights of every role, and trusts none of them. Nobody is a
+	-- member of pg_database_owner but the database's owner.
+	IF pg_get_userbyid(owner) = 'pg_database_owner' THEN
+		owner := (SELECT d.datdba FROM pg_database d WHERE d.datname = current_database());
+	END IF;
+	trusted := EXISTS (SELECT FROM pg_roles r WHERE r.oid = owner AND (r.rolsuper OR r.rolname = current_user))
+		OR pg_has_role(owner, 'USAGE') AND NOT (SELECT r.rolsuper FROM pg_roles r WHERE r.rolname = current_user);
 	IF owner IS NULL OR schema LIKE 'pg\_%' OR schema = 'information_schema' THEN
 		RAISE EXCEPTION 'cannot install into schema %', coalesce(quote_ident(schema), 'NULL') USING ERRCODE = 'invalid_schema_name',
 			HINT = 'Name an existing schema as the third argument.';

@@ -70,6 +70,11 @@ func ParsePublicKey(text string) (PublicKey, error) {
 // there yet; the public one to path with ".pub" in place of ".key", or after
 // it. Encryption is slow and takes a gigabyte of memory, on purpose.
 func GenerateKey(path string, password func() (string, error)) (PublicKey, error) {
+	return generateKey(path, password, minisign.EncryptKey)
+}
+
+// generateKey is GenerateKey with an encryption that may be cheaper.
+func generateKey(path string, password func() (string, error), encrypt func(password string, key SecretKey) ([]byte, error)) (PublicKey, error) {
 	pubPath := PublicKeyPath(path)
 	for _, p := range []string{path, pubPath} {
 		if _, err := os.Lstat(p); !errors.Is(err, fs.ErrNotExist) {
@@ -90,7 +95,7 @@ func GenerateKey(path string, password func() (string, error)) (PublicKey, error
 	if err != nil {
 		return pub, err
 	}
-	text, err := minisign.EncryptKey(pass, secret)
+	text, err := encrypt(pass, secret)
 	if err != nil {
 		return pub, err
 	}
@@ -299,6 +304,9 @@ func mkdirAll(dir string, perm fs.FileMode) error {
 		}
 		return err
 	case errors.Is(err, fs.ErrNotExist) && filepath.Dir(dir) != dir:
+		if _, e := os.Stat(filepath.Dir(dir)); e == nil {
+			return err // its parent is there, and nothing can be made in it: /proc, autofs
+		}
 		if err := mkdirAll(filepath.Dir(dir), perm); err != nil {
 			return err
 		}

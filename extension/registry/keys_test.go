@@ -7,30 +7,52 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"aead.dev/minisign"
 )
 
-// Secret keys are encrypted, and nobody else's to read. (Encryption takes a
-// gigabyte of memory and seconds, so it is done once.)
-func TestSecretKeys(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes a gigabyte of memory")
-	}
+// hastyKey is encrypted with the password "correct horse" as minisign does it, but
+// with parameters for which scrypt takes a megabyte of memory and no time, where
+// minisign's own take a gigabyte and seconds. hastyPub is its public half.
+const (
+	hastyKey = "untrusted comment: minisign encrypted secret key\n" +
+		"RWRTY0IyYSBzYWx0IHRoYXQgaXMgbm8gc2VjcmV0IGF0IGFsbC4AgAAAAAAAAAAAEAAAAAAAiIWn6+jwJB79l54UsuRFvcKOiGW5onAWmOoNw546D76sfkL11HMfna46FUjl+T7z7PW+hpaTbxm6DG58gki00S4aKHHPG1NEZhElB46N91BlQE1Ftvp10lloRDeTPAwMHUAaWuk0WBw="
+	hastyPub = "RWTdH6Co/NqcgVeVgdrsbDr4DpFbN92T3l0TZL+PJd1juEReBwDgUncz"
+)
+
+func answer(password string) func() (string, error) {
+	return func() (string, error) { return password, nil }
+}
+
+// Keys are made once, encrypted, and nobody else's to read.
+func TestGenerateKey(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "alice.key")
-	ask := func(answer string) func() (string, error) {
-		return func() (string, error) { return answer, nil }
-	}
 	asked := errors.New("nobody is there to ask")
-	nobody := func() (string, error) { return "", asked }
-	if _, err := GenerateKey(path, nobody); !errors.Is(err, asked) {
+	encrypted := 0
+	generate := func(password func() (string, error)) (PublicKey, error) {
+		return generateKey(path, password, func(with string, key SecretKey) ([]byte, error) {
+			encrypted++
+			if with != "correct horse" {
+				t.Errorf("encrypted with %q", with)
+			}
+			return key.MarshalText()
+		})
+	}
+	if _, err := generate(func() (string, error) { return "", asked }); !errors.Is(err, asked) {
 		t.Errorf("without a password: %v", err)
 	}
-	if _, err := GenerateKey(path, ask("")); err == nil {
+	if _, err := generate(answer("")); err == nil {
 		t.Error("with an empty password")
+	}
+	failed := errors.New("no memory")
+	if _, err := generateKey(path, answer("x"), func(string, SecretKey) ([]byte, error) { return nil, failed }); !errors.Is(err, failed) {
+		t.Errorf("without memory: %v", err)
 	}
 	if list, err := os.ReadDir(filepath.Dir(path)); err != nil || len(list) != 0 {
 		t.Errorf("%v was written, %v", list, err)
 	}
-	pub, err := GenerateKey(path, ask("correct horse"))
+	pub, err := generate(answer("correct horse"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,29 +67,63 @@ func TestSecretKeys(t *testing.T) {
 	if got, err := ParsePublicKey(string(text)); err != nil || !got.Equal(pub) {
 		t.Errorf("public key %v, %v", got, err)
 	}
-	if _, err := GenerateKey(path, ask("x")); !errors.Is(err, fs.ErrExist) {
+	if key, err := ReadSecretKey(path, nil); err != nil || !sameKey(public(key), pub) {
+		t.Errorf("secret key %v, %v", key, err)
+	}
+	if _, err := generate(answer("x")); !errors.Is(err, fs.ErrExist) || encrypted != 1 {
 		t.Errorf("over a key that is there: %v", err)
 	}
-	if _, err := ReadSecretKey(path, nobody); !errors.Is(err, asked) {
+}
+
+// An encrypted key is read with its password only, and if others cannot read it.
+func TestReadSecretKey(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "alice.key")
+	if err := os.WriteFile(path, []byte(hastyKey+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	asked := errors.New("nobody is there to ask")
+	if _, err := ReadSecretKey(path, func() (string, error) { return "", asked }); !errors.Is(err, asked) {
 		t.Errorf("read without a password: %v", err)
 	}
-	if _, err := ReadSecretKey(path, ask("wrong horse")); err == nil || !strings.Contains(err.Error(), "password is wrong") {
+	if _, err := ReadSecretKey(path, answer("wrong horse")); err == nil || !strings.Contains(err.Error(), "password is wrong") {
 		t.Errorf("read with another password: %v", err)
 	}
-	key, err := ReadSecretKey(path, ask("correct horse"))
-	if err != nil || !sameKey(public(key), pub) {
+	key, err := ReadSecretKey(path, answer("correct horse"))
+	if err != nil || encodeKey(public(key)) != hastyPub {
 		t.Errorf("read %v, %v", key, err)
 	}
 	if err := os.Chmod(path, 0o640); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ReadSecretKey(path, ask("correct horse")); err == nil || !strings.Contains(err.Error(), "0640") {
+	if _, err := ReadSecretKey(path, answer("correct horse")); err == nil || !strings.Contains(err.Error(), "0640") {
 		t.Errorf("read a key that others can read: %v", err)
+	}
+}
+
+// What GenerateKey really encrypts is read again. It takes a gigabyte and seconds;
+// with the race detector, for which there is nothing here, most of a minute, and
+// the program's own test of keygen does it then.
+func TestEncryptedInEarnest(t *testing.T) {
+	if testing.Short() || raceDetector {
+		t.Skip("takes a gigabyte of memory")
+	}
+	path := filepath.Join(t.TempDir(), "alice.key")
+	pub, err := GenerateKey(path, answer("correct horse"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text, err := os.ReadFile(path); err != nil || !minisign.IsEncrypted(text) {
+		t.Errorf("the key is not encrypted, %v", err)
+	}
+	if key, err := ReadSecretKey(path, answer("correct horse")); err != nil || !sameKey(public(key), pub) {
+		t.Errorf("read %v, %v", key, err)
 	}
 }
 
 // A key that minisign made without a password (minisign -W) is read as well.
 func TestSecretKeyWithoutPassword(t *testing.T) {
+	t.Parallel()
 	key := newKey(t)
 	text, err := key.MarshalText()
 	if err != nil {
@@ -110,6 +166,7 @@ func TestMinisignsOwnKey(t *testing.T) {
 }
 
 func TestTrustStore(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "deep", "trust")
 	trust, err := OpenTrust(dir)
 	if err != nil {

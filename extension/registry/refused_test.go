@@ -19,6 +19,7 @@ import (
 // What a host, a stolen key or a mistake can do to a registry, and what a user
 // sees of it. Each begins with foo 1, signed by alice, which the user has read.
 func TestRefused(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	const (
 		open = iota // when Open says so
@@ -343,6 +344,7 @@ func (l *lab) replace(name, old, new string) {
 
 // No key comes into the trust store but by Add.
 func TestNoTrustOnFirstUse(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	l.must(l.trust.Remove("acme"))
 	_, err := l.open()
@@ -375,6 +377,7 @@ func TestNoTrustOnFirstUse(t *testing.T) {
 // A registry that was made anew is not the one that was seen, until the user says
 // so.
 func TestForget(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	l := newLab(t)
 	l.mustOpen()
@@ -392,6 +395,7 @@ func TestForget(t *testing.T) {
 // Of two clients at once, the one that saw the older state does not undo what the
 // other remembers.
 func TestMemoryOnlyGrows(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	l := newLab(t)
 	l.publish("foo", "1")
@@ -412,6 +416,7 @@ func TestMemoryOnlyGrows(t *testing.T) {
 
 // A memory that is damaged is no fresh start.
 func TestMemoryIsNotLostInSilence(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	l.mustOpen()
 	list, err := filepath.Glob(filepath.Join(l.options.State, "*.json"))
@@ -426,6 +431,7 @@ func TestMemoryIsNotLostInSilence(t *testing.T) {
 
 // Roots follow each other by the signatures of both.
 func TestRootRotation(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	rotate := func(l *lab, p Policy, signers []SecretKey, keys ...SecretKey) error {
 		w := l.writer()
@@ -570,6 +576,7 @@ func TestRootRotation(t *testing.T) {
 
 // Two labels on one key are one key.
 func TestOneKeyIsNotTwo(t *testing.T) {
+	t.Parallel()
 	l := emptyLab(t)
 	raw, err := base64.StdEncoding.DecodeString(encodeKey(public(l.root1)))
 	l.must(err)

@@ -54,6 +54,7 @@ func (f *frail) create(ctx context.Context, name string, data []byte) error {
 // Every prefix of what a change writes leaves a registry that can be read, as it
 // was before or after, and that can be changed further.
 func TestCrashBetweenWrites(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	fresh := newKey(t)
 	changes := []struct {
@@ -159,6 +160,7 @@ func TestCrashBetweenWrites(t *testing.T) {
 
 // A registry that was begun and not finished is not taken for one.
 func TestCrashInInit(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	l := emptyLab(t)
 	for n := range 4 {
@@ -182,6 +184,7 @@ func TestCrashInInit(t *testing.T) {
 
 // A mirror has the same bytes, and is verified with the same keys.
 func TestMirror(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	l := newLab(t)
 	l.publish("foo", "1")
@@ -270,6 +273,7 @@ func TestMirror(t *testing.T) {
 
 // A mirror that is interrupted stays readable.
 func TestCrashInMirror(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	l := newLab(t)
 	l.publish("foo", "1")
@@ -309,6 +313,7 @@ func TestCrashInMirror(t *testing.T) {
 
 // Init and a new root refuse a policy that cannot work.
 func TestPolicies(t *testing.T) {
+	t.Parallel()
 	l := emptyLab(t)
 	for _, tt := range []struct {
 		name, words string

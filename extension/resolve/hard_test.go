@@ -30,6 +30,7 @@ func pigeons(n int) *Problem {
 }
 
 func TestPigeons(t *testing.T) {
+	t.Parallel()
 	_, err := Resolve(t.Context(), pigeons(5))
 	var u *Unsolvable
 	if !errors.As(err, &u) {
@@ -48,6 +49,7 @@ func TestPigeons(t *testing.T) {
 // What is too hard ends with an error, after a time and with memory that are
 // bounded.
 func TestTooHard(t *testing.T) {
+	t.Parallel()
 	_, err := solve(t.Context(), pigeons(12), effort{learned: 2000})
 	if !errors.Is(err, ErrTooHard) {
 		t.Errorf("got %v, want %v", err, ErrTooHard)
@@ -76,6 +78,7 @@ func ladder(n, m int, works bool) *Problem {
 }
 
 func TestLadder(t *testing.T) {
+	t.Parallel()
 	if _, err := Resolve(t.Context(), ladder(300, 10, true)); err != nil {
 		t.Error(err)
 	}
@@ -91,6 +94,7 @@ func TestLadder(t *testing.T) {
 
 // A chain as long as this must not take a stack frame each, nor quadratic time.
 func TestLongChain(t *testing.T) {
+	t.Parallel()
 	choices, err := Resolve(t.Context(), ladder(20_000, 1, true))
 	if err != nil || len(choices) != 40_001 || choices[len(choices)-1].Name != "step0" {
 		t.Errorf("got %d choices, %v", len(choices), err)
@@ -106,6 +110,7 @@ func TestLongChain(t *testing.T) {
 // be of the same version or later, and a last one that works as 0 only: each
 // newer version has to be found not to work.
 func TestSqueeze(t *testing.T) {
+	t.Parallel()
 	const n, m = 10, 150 // more versions than a word has bits
 	source := newShelf()
 	for i := range n {
@@ -161,6 +166,7 @@ func world(seed uint64) *shelf {
 // TestWorld asks for several of 10,000 extensions at a time. What is chosen is
 // valid, and the Source is asked for no more than what is in reach.
 func TestWorld(t *testing.T) {
+	t.Parallel()
 	source := world(2)
 	found, refused := 0, 0
 	for i := range 40 {
@@ -207,6 +213,7 @@ func TestWorld(t *testing.T) {
 // Random clauses of three, as many as are hardest: extensions are variables, two
 // versions are true and false, and a last one depends on all clauses.
 func TestClauses(t *testing.T) {
+	t.Parallel()
 	const variables, clauses = 40, 170
 	found, refused := 0, 0
 	for seed := range uint64(30) {

@@ -277,13 +277,18 @@ func wrong(p *Problem, w possible) string {
 // some are valid, they are valid, in order and preferred, and where there are
 // none the explanation is a proof.
 func TestAgainstBruteForce(t *testing.T) {
-	rounds := 10 // of a hundred, or what -rapid.checks says
+	t.Parallel()
+	rounds := 3 // of a hundred, or what -rapid.checks says
 	if testing.Short() {
 		rounds = 1
 	}
-	for range rounds {
-		rapid.Check(t, func(t *rapid.T) { checkProblem(t, problems.Draw(t, "problem")) })
-		rapid.Check(t, func(t *rapid.T) { checkProblem(t, tangles.Draw(t, "tangle")) })
+	for name, kind := range map[string]*rapid.Generator[*Problem]{"problems": problems, "tangles": tangles} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			for range rounds {
+				rapid.Check(t, func(t *rapid.T) { checkProblem(t, kind.Draw(t, "problem")) })
+			}
+		})
 	}
 }
 

@@ -18,6 +18,7 @@ var update = flag.Bool("update", false, "write what is chosen into the scenes")
 // a line of dashes, and what becomes of it. If one fails, run with -update and
 // read the difference: it is a change in what happens to people's databases.
 func TestScenes(t *testing.T) {
+	t.Parallel()
 	files, err := filepath.Glob("testdata/*.txt")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no scenes: %v", err)
@@ -188,6 +189,7 @@ func candidate(t *testing.T, text string) (string, Candidate) {
 }
 
 func TestDependents(t *testing.T) {
+	t.Parallel()
 	installed := map[string]Candidate{}
 	for _, line := range []string{
 		"bar 1.1", "foo 1.0: depends bar (>= 1.1)", "top 1: depends foo, bar", "alt 1: depends bar | baz", "baz 1",
@@ -204,6 +206,7 @@ func TestDependents(t *testing.T) {
 }
 
 func TestResolveStops(t *testing.T) {
+	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := Resolve(ctx, pigeons(9)); !errors.Is(err, context.Canceled) {
@@ -218,6 +221,7 @@ var errBroken = errors.New("no such directory")
 func (brokenSource) Candidates(string) ([]Candidate, error) { return nil, errBroken }
 
 func TestSourceFails(t *testing.T) {
+	t.Parallel()
 	p := &Problem{Source: brokenSource{newShelf()}, Requests: []Request{{Relation: depend.Relation{Name: "foo"}}}}
 	_, err := Resolve(t.Context(), p)
 	if want := `could not look up extension "foo": no such directory`; !errors.Is(err, errBroken) || err.Error() != want {
