@@ -485,7 +485,7 @@ func systemHint(err error) string {
 	case errors.As(err, &hostname):
 		return "The certificate is for another host. Connect by the name that is in it, or use sslmode=verify-ca."
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return "Make room: a relay then goes on by itself (it can keep less WAL: --keep SIZE), a base backup with the same command."
+		return "Make room. A relay then goes on by itself (it can keep less WAL: --keep SIZE); all else does with the same command."
 	case errors.Is(err, syscall.EROFS):
 		return "The file system is mounted read-only; the kernel's log may say why."
 	case errors.Is(err, syscall.ENOTDIR), errors.Is(err, fs.ErrExist):

@@ -309,7 +309,7 @@ func explainRegistry(err error) (explanation, bool) {
 			e.message = joined[0]
 			e.detail = lines(joined[1:])
 		}
-		e.hint = "doc/extension.md explains the files of a package."
+		e.hint = "doc/extension-guide.md explains the files of a package."
 	case errors.As(err, &refused):
 		e.hint = refusedHint(refused)
 	case errors.As(err, &none):

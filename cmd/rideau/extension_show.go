@@ -141,7 +141,7 @@ func newExtensionSearchCommand() *cobra.Command {
 		if err == nil && len(found) == 0 {
 			err = withStatus(statusFailed, nil)
 			if !t.asJSON {
-				fmt.Fprintf(cmd.ErrOrStderr(), "no package has %s\n", strings.Join(args, " and "))
+				fmt.Fprintf(cmd.ErrOrStderr(), "no package has %s\n", cmp.Or(strings.Join(args, " and "), "been published there"))
 			}
 		}
 		return err
