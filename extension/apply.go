@@ -369,6 +369,11 @@ func (s *Session) transact(ctx context.Context, on *node, p *Plan, dry bool) (_ 
 	if err := tx.Commit(ctx); err != nil {
 		return nil, on.notCommitted(ctx, p, xid, err)
 	}
+	if err := ctx.Err(); err != nil {
+		// Who gave up in a COMMIT that waits for a synchronous standby has it
+		// committed here, and may not have it there.
+		return nil, &CommitError{Database: p.Database, Status: "committed", Err: err}
+	}
 	return &r.report, nil
 }
 
