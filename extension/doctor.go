@@ -1,6 +1,7 @@
 package extension
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -239,8 +240,8 @@ WHERE p.probin IS NOT NULL GROUP BY 1 ORDER BY 1`)
 				if !errors.As(err, &server) {
 					return err
 				}
-				x.add(No, []string{fmt.Sprintf("Put the library of %s where %s looks for it.", cmpOr(lib.Extension, "these functions"), n.o.Node)},
-					"%s cannot load %q, which functions of %s need: %s", n.o.Node, lib.Path, cmpOr(lib.Extension, "no extension"), server.Message)
+				x.add(No, []string{fmt.Sprintf("Put the library of %s where %s looks for it.", cmp.Or(lib.Extension, "these functions"), n.o.Node)},
+					"%s cannot load %q, which functions of %s need: %s", n.o.Node, lib.Path, cmp.Or(lib.Extension, "no extension"), server.Message)
 				continue
 			}
 			good++
@@ -274,7 +275,7 @@ func (s *Session) lookAtPreload(ctx context.Context, x *Examination) error {
 			}
 		}
 		if !slices.Equal(next, n.o.Preloaded) {
-			x.add(Note, nil, "shared_preload_libraries of %s will be %s after a restart", n.o.Node, cmpOr(strings.Join(next, ", "), "empty"))
+			x.add(Note, nil, "shared_preload_libraries of %s will be %s after a restart", n.o.Node, cmp.Or(strings.Join(next, ", "), "empty"))
 		}
 	}
 	for _, n := range s.standbys {
@@ -368,12 +369,7 @@ func (s *Session) lookAtTarget(ctx context.Context, x *Examination, conninfo str
 		case at >= 0 && versions[at].Default:
 			x.add(OK, nil, "%s %s is at %s, and its default version there", in.Name, in.Version, n.o.Node)
 		default:
-			var newest string
-			for _, a := range versions {
-				if a.Default {
-					newest = a.Version
-				}
-			}
+			newest := defaultOf(versions)
 			p, err := serverPaths(conn)(ctx, in.Name)
 			if err != nil {
 				return err

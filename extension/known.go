@@ -304,33 +304,11 @@ func (k *known) Near(name string) []string {
 	slices.Sort(all)
 	var near []string
 	for _, other := range slices.Compact(all) {
-		if other != name && len(near) < 5 && (distance(name, other) <= 1+len(name)/4 || len(name) > 2 && strings.Contains(other, name)) {
+		if other != name && len(near) < 5 && (depend.Distance(name, other) <= 1+len(name)/4 || len(name) > 2 && strings.Contains(other, name)) {
 			near = append(near, other)
 		}
 	}
 	return near
-}
-
-// distance is how many bytes must be put in, taken out or replaced to make one
-// name the other.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		last := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			replaced := last
-			if a[i] != b[j] {
-				replaced++
-			}
-			last = row[j+1]
-			row[j+1] = min(replaced, last+1, row[j]+1)
-		}
-	}
-	return row[len(b)]
 }
 
 // reachable says whether what is installed can be upgraded to a version.

@@ -139,6 +139,15 @@ func (o *Observed) Find(name string) (*Installed, bool) {
 	return &o.Installed[i], true
 }
 
+// targetSchemas has the schema of each that is installed, by name.
+func (o *Observed) targetSchemas() map[string]string {
+	schemas := map[string]string{}
+	for _, in := range o.Installed {
+		schemas[in.Name] = in.Schema
+	}
+	return schemas
+}
+
 // Major is the server's major version.
 func (o *Observed) Major() int { return o.Version / 10000 }
 

@@ -213,10 +213,7 @@ func decide(o *Observed, req Request, s selection) (*Plan, error) {
 		Fingerprint: o.Fingerprint(), Steps: []Step{}, because: map[string][]string{},
 	}
 	made := map[string]bool{} // schemas that a step makes
-	schemas := map[string]string{}
-	for _, in := range o.Installed {
-		schemas[in.Name] = in.Schema
-	}
+	schemas := o.targetSchemas()
 	for _, c := range s.choices {
 		if c.Name == postgresql {
 			continue
@@ -356,7 +353,7 @@ func (s *Step) writeSQL(o *Observed, of offer, schemas map[string]string, enforc
 	for _, sc := range path {
 		text, err := script.Substitute(sc.SQL, script.Substitution{
 			File: sc.File, Schema: s.Schema, Relocatable: s.pkg.Control.Relocatable, Owner: o.Role.Name,
-			Required: schemas, ModulePathname: s.modulePathname(o),
+			Required: schemas, ModulePathname: s.modulePathname(),
 		})
 		if err != nil {
 			return fmt.Errorf("%s %s: %w", s.Name, s.To, err)

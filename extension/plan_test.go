@@ -278,17 +278,6 @@ func TestBroken(t *testing.T) {
 	}
 }
 
-func TestDistance(t *testing.T) {
-	for _, tt := range []struct {
-		a, b string
-		want int
-	}{{"foo", "foo", 0}, {"foo", "fo", 1}, {"hstore", "hstroe", 2}, {"", "ab", 2}, {"kitten", "sitting", 3}} {
-		if got := distance(tt.a, tt.b); got != tt.want {
-			t.Errorf("%q to %q: %d, want %d", tt.a, tt.b, got, tt.want)
-		}
-	}
-}
-
 // The errors must be found through whatever wraps them: cmd gives hints by type.
 func TestErrorsAreTypes(t *testing.T) {
 	inner := errors.New("inner")

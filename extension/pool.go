@@ -1,6 +1,7 @@
 package extension
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -99,7 +100,7 @@ func (s *Step) hasLibraries() bool {
 
 // modulePathname replaces MODULE_PATHNAME in a script that we execute: a name
 // without a folder is looked for along dynamic_library_path, on each node its own.
-func (s *Step) modulePathname(*Observed) string {
+func (s *Step) modulePathname() string {
 	name := s.pkg.Control.ModulePathname
 	if libs := libraries(s.pkg.Files); len(libs) > 0 {
 		name = strings.TrimPrefix(name, "$libdir/")
@@ -162,16 +163,9 @@ func (s *Session) bringOne(ctx context.Context, n *node, f NodeFile) error {
 		return err
 	}
 	if has != f.SHA256 {
-		return fmt.Errorf("%s at %s is not what was written: its sha256 is %s, want %s", f.Path, f.Node, cmpOr(has, "not to be had"), f.SHA256)
+		return fmt.Errorf("%s at %s is not what was written: its sha256 is %s, want %s", f.Path, f.Node, cmp.Or(has, "not to be had"), f.SHA256)
 	}
 	return nil
-}
-
-func cmpOr(text, otherwise string) string {
-	if text == "" {
-		return otherwise
-	}
-	return text
 }
 
 // fileHash is the sha256 of a file on a node, "" if there is none.

@@ -138,9 +138,9 @@ func (s *Session) VerifyUpgrades(ctx context.Context, pkg *pack.Package, older .
 func (r *runner) trial(ctx context.Context, pkg *pack.Package, versions ...string) (objects []catalog.Object, err error) {
 	err = pgx.BeginFunc(ctx, r.tx, func(inner pgx.Tx) error {
 		step := Step{Action: Install, Name: pkg.Control.Name, Mode: Module, pkg: pkg, Schema: trialSchema(pkg.Control.Name), MakeSchema: true}
-		schemas := map[string]string{step.Name: step.Schema}
-		for _, in := range r.s.primary.o.Installed {
-			schemas[in.Name] = in.Schema
+		schemas := r.s.primary.o.targetSchemas()
+		if _, installed := schemas[step.Name]; !installed {
+			schemas[step.Name] = step.Schema
 		}
 		before, err := catalog.Capture(ctx, inner)
 		if err != nil {

@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"rideau/extension/depend"
 )
 
 const rootHelp = `Usage: rideau NOUN [VERB] [options] [arguments]
@@ -148,31 +150,9 @@ func nearest(s string, names []string) string {
 		if s != "" && strings.HasPrefix(name, s) || len(name) > 2 && strings.HasPrefix(s, name) {
 			return name
 		}
-		if d := editDistance(s, name); d < bestDistance && d < len(name) {
+		if d := depend.Distance(s, name); d < bestDistance && d < len(name) {
 			best, bestDistance = name, d
 		}
 	}
 	return best
-}
-
-// editDistance counts the insertions, deletions and replacements of a byte that
-// turn a into b.
-func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }

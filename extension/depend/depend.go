@@ -101,3 +101,25 @@ func badWord(s string, max int) string {
 	}
 	return ""
 }
+
+// Distance counts the insertions, deletions and replacements of a byte that
+// turn a into b: how far a mistyped name is from one that is known.
+func Distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}

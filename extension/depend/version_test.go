@@ -270,3 +270,15 @@ func BenchmarkNewOrder1000(b *testing.B) {
 		depend.NewOrder(known, scripts)
 	}
 }
+
+// How far a mistyped name is from a known one.
+func TestDistance(t *testing.T) {
+	for _, tt := range []struct {
+		a, b string
+		want int
+	}{{"foo", "foo", 0}, {"foo", "fo", 1}, {"hstore", "hstroe", 2}, {"", "ab", 2}, {"kitten", "sitting", 3}} {
+		if got := depend.Distance(tt.a, tt.b); got != tt.want {
+			t.Errorf("%q to %q: %d, want %d", tt.a, tt.b, got, tt.want)
+		}
+	}
+}

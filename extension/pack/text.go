@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"rideau/extension/depend"
 )
 
 // An Error says what is wrong with a file of a package, and where. Line is 0
@@ -373,35 +375,14 @@ func parseBool(s string) (value, ok bool) {
 func near(s string, words []string) string {
 	best, least := "", 3
 	for _, w := range words {
-		if d := distance(strings.ToLower(s), w, least); d < least && d < len(w) {
+		if len(s)-len(w) >= least || len(w)-len(s) >= least {
+			continue // that many are missing; and a key may be as long as a file
+		}
+		if d := depend.Distance(strings.ToLower(s), w); d < least && d < len(w) {
 			best, least = w, d
 		}
 	}
 	return best
-}
-
-// distance is Levenshtein's, or limit if it is that or more.
-func distance(a, b string, limit int) int {
-	if len(a)-len(b) >= limit || len(b)-len(a) >= limit {
-		return limit
-	}
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return min(row[len(b)], limit)
 }
 
 // identifiers reads a list as SplitIdentifierString does: names with commas
