@@ -29,10 +29,11 @@ const catchUp = 16 << 20
 
 // receive takes WAL of tli until the stream ends or fails. While there is more
 // to come two goroutines share the work, so that WAL goes on arriving while
-// older WAL is synced:
+// older WAL is synced; and three when we are far behind:
 //
-//	receiver  read, check, write ─┐ commit
-//	syncer                        └─▶ fdatasync, publish, report
+//	receiver  read, check, write ─┐ commit      read, check ─┐
+//	writer                        │                          └─▶ write ─┐ commit
+//	syncer                        └─▶ fdatasync, publish, report        └─▶ ...
 //
 // When the receiver has all that the server has, it syncs itself: commits wait
 // for that, and to wake another goroutine would cost them what a sync on a
@@ -59,6 +60,8 @@ func (r *Relay) receive(ctx context.Context, c *candidate, tli wal.TLI) error {
 	guard.Go(func() { r.reports.guard(guarded, c.conn) })
 	defer guard.Wait()
 	defer close(guarded)
+	pieces := sp.startWriter()
+	wg.Go(func() { sp.writeBehind(ctx, pieces, cancel) })
 	wg.Go(func() {
 		if err := r.syncer(ctx, sp); err != nil {
 			cancel(err)
@@ -79,6 +82,7 @@ func (r *Relay) receive(ctx context.Context, c *candidate, tli wal.TLI) error {
 		err = cause
 	}
 	cancel(err)
+	sp.stopWriter()
 	wg.Wait()
 	// The connection is used again if only the timeline has ended.
 	if !stopWatch() {
@@ -86,7 +90,7 @@ func (r *Relay) receive(ctx context.Context, c *candidate, tli wal.TLI) error {
 	}
 	c.conn.SetReadDeadline(time.Time{})
 
-	err = r.settle(sp, err)
+	err = r.settle(ctx, sp, err)
 	r.reports.stop()
 	return err
 }
@@ -94,12 +98,16 @@ func (r *Relay) receive(ctx context.Context, c *candidate, tli wal.TLI) error {
 // settle keeps and says what was taken before the stream ended with err. What
 // cannot be trusted is read anew from the disk: after a failed sync, which must
 // not be tried again; after a damaged record; and where what was checked could
-// not be written, all of it.
-func (r *Relay) settle(sp *spool, err error) error {
+// not be written, all of it. ctx is done, so that no full disk is waited for.
+func (r *Relay) settle(ctx context.Context, sp *spool, err error) error {
 	var failed *syncError
 	var corrupt *wal.CorruptError
 	broken := errors.As(err, &failed) || errors.As(err, &corrupt)
 	if !broken {
+		// Not committed: it may end inside a message, and in a record.
+		if werr := sp.writeRest(ctx); werr != nil {
+			err = werr
+		}
 		if serr := sp.sync(time.Now); serr != nil {
 			err, broken = &syncError{serr}, true
 		} else {
@@ -125,8 +133,8 @@ func (r *Relay) take(ctx context.Context, c *candidate, sp *spool, tli wal.TLI, 
 		heard.Store(time.Now().UnixNano())
 		r.stats.upstreamEnd.Store(uint64(in.End))
 		if in.Len > 0 {
-			if in.Start != sp.written {
-				return fmt.Errorf("server sent WAL at %s where %s was expected", in.Start, sp.written)
+			if in.Start != sp.taken {
+				return fmt.Errorf("server sent WAL at %s where %s was expected", in.Start, sp.taken)
 			}
 			sp.serverEnd = in.End
 			for n := in.Len; n > 0; {
@@ -142,7 +150,7 @@ func (r *Relay) take(ctx context.Context, c *candidate, sp *spool, tli wal.TLI, 
 			r.stats.received.Add(uint64(in.Len))
 			sp.commit()
 		}
-		switch behind, unsynced := sp.serverEnd-sp.written, sp.unsynced(); {
+		switch behind, unsynced := sp.serverEnd-sp.taken, sp.unsynced(); {
 		case unsynced == 0:
 		case behind >= catchUp && unsynced < catchUp/2:
 		case behind >= farBehind:

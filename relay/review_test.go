@@ -267,7 +267,7 @@ func TestWholeBesidePartial(t *testing.T) {
 	}
 	sp := newTestSpool(dir)
 	sp.tli, sp.written = 1, first+512<<10
-	if err := sp.open(); err != nil {
+	if err := sp.open(true); err != nil {
 		t.Fatal(err)
 	}
 	got := make([]byte, 512<<10)

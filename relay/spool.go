@@ -25,7 +25,8 @@ type Position struct {
 
 // A spool is the WAL on disk and in memory: one writer, many readers.
 //
-//	receiver    space, append, commit    owns tli, check, cur, written, goal
+//	receiver    space, append, commit    owns tli, check, taken, buf
+//	writer      writeBehind              what nobody waits for, see there
 //	syncer      sync                     fdatasync, rename, publish
 //	everybody   position, subscribe      what was published
 //
@@ -44,14 +45,24 @@ type spool struct {
 	stats    *stats
 
 	// The receiver's own.
-	tli     wal.TLI
-	check   *wal.Checker
-	cur     *segment
-	written wal.LSN // the first byte not yet written; the stream goes on here
-	buf     *chunk  // holds written
+	tli    wal.TLI
+	check  *wal.Checker
+	taken  wal.LSN // the first byte not yet received; the stream goes on here
+	handed wal.LSN // the first byte that is neither written nor with the writer
+	buf    *chunk  // holds handed
+	behind bool    // the writer may have pieces
 
 	// serverEnd is how far the server was as it sent what is being written.
 	serverEnd wal.LSN
+
+	// The receiver's, and the writer's while it has pieces.
+	cur      *segment
+	written  wal.LSN // the first byte not yet written; at most taken
+	noDirect bool    // this file system does not do that
+
+	pieces   chan piece     // to the writer; nil: there is none
+	writing  sync.WaitGroup // pieces that are with it
+	writeErr error          // its first; the receiver's after writing.Wait
 
 	dirty chan struct{} // capacity 1: there is something to sync
 
@@ -71,11 +82,20 @@ type spool struct {
 
 // A segment is a file that is being filled.
 type segment struct {
-	f     *os.File
-	path  string // without .partial
-	start wal.LSN
-	end   wal.LSN
-	isNew bool // its directory entry may not be on disk yet
+	f      *os.File
+	direct *os.File // the same, past the system's cache; nil until wanted
+	path   string   // without .partial
+	start  wal.LSN
+	end    wal.LSN
+	isNew  bool // its directory entry may not be on disk yet
+}
+
+func (g *segment) close() error {
+	if g.direct != nil {
+		// What it wrote is synced by way of f, of which errors are told.
+		g.direct.Close()
+	}
+	return g.f.Close()
 }
 
 const partialSuffix = ".partial"
@@ -146,7 +166,8 @@ func (s *spool) begin(tli wal.TLI, lsn, goal wal.LSN) error {
 		return err
 	}
 	s.drop()
-	s.tli, s.written = tli, lsn
+	s.tli = tli
+	s.taken, s.handed, s.written = lsn, lsn, lsn
 	s.check = wal.NewChecker(s.size, s.systemID, tli, lsn)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -163,7 +184,8 @@ func (s *spool) begin(tli wal.TLI, lsn, goal wal.LSN) error {
 func (s *spool) resume(tli wal.TLI, lsn wal.LSN, check *wal.Checker) {
 	s.drop()
 	s.window.forget()
-	s.tli, s.written, s.check = tli, lsn, check
+	s.tli, s.check = tli, check
+	s.taken, s.handed, s.written = lsn, lsn, lsn
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.stage = Position{tli, lsn, min(check.End(), lsn)}
@@ -178,39 +200,76 @@ func (s *spool) drop() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, seg := range s.todo {
-		seg.f.Close()
+		seg.close()
 	}
 	s.todo, s.cur, s.buf = nil, nil, nil
-	s.failed = nil
+	s.failed, s.writeErr, s.behind = nil, nil, false
 }
 
 // space returns memory for the next n bytes of the stream or fewer, at least
 // one: to be filled and then given to append. It ends with its segment.
 func (s *spool) space(n int) []byte {
-	if s.buf == nil || s.written >= s.buf.base+chunkSize {
-		s.buf = s.window.at(s.tli, s.written)
+	if s.buf == nil || s.taken >= s.buf.base+chunkSize {
+		s.buf = s.window.at(s.tli, s.taken)
 	}
-	off := int(s.written - s.buf.base)
+	off := int(s.taken - s.buf.base)
 	return s.buf.buf[off:min(off+n, chunkSize)]
 }
 
-// append checks the bytes that space gave and writes them to their segment. A
-// record that is not valid is refused before anything of this piece is
-// written: the error is a *wal.CorruptError.
+// append checks the bytes that space gave and writes them to their segment, or
+// leaves that to the writer. A record that is not valid is refused before
+// anything of this piece is written: the error is a *wal.CorruptError.
 //
 // On a full disk it waits for room, or for ctx.
 func (s *spool) append(ctx context.Context, p []byte) error {
 	if _, err := s.check.Write(p); err != nil {
 		return err
 	}
+	s.taken += wal.LSN(len(p))
+	if s.pieces == nil || s.taken+catchUp > s.serverEnd {
+		return s.writeRest(ctx)
+	}
+	s.behind = true
+	if s.taken < s.buf.base+chunkSize {
+		return nil
+	}
+	return s.hand(ctx)
+}
+
+// writeRest waits for the writer, and writes what it was not given.
+func (s *spool) writeRest(ctx context.Context) error {
+	if s.behind {
+		s.writing.Wait()
+		s.behind = false
+	}
+	if s.writeErr != nil || s.handed == s.taken {
+		return s.writeErr
+	}
+	p := s.buf.buf[s.handed-s.buf.base : s.taken-s.buf.base]
+	if err := s.write(ctx, p, s.check.End(), false); err != nil {
+		return err
+	}
+	s.handed = s.taken
+	return nil
+}
+
+// write puts p, which lies in one segment, where written is. complete is the
+// end of the last whole record up to the end of p.
+func (s *spool) write(ctx context.Context, p []byte, complete wal.LSN, direct bool) error {
 	if s.cur == nil {
-		if err := s.retryFull(ctx, "create", s.open); err != nil {
+		// A segment in which the server already is gets zeros at once, as
+		// those that come after it get them in advance (preparer).
+		awaited := !direct && s.serverEnd < s.size.Next(s.written)
+		if err := s.retryFull(ctx, "create", func() error { return s.open(awaited) }); err != nil {
 			return err
 		}
 	}
 	seg := s.cur
 	off := int64(s.written - seg.start)
 	err := s.retryFull(ctx, "write to", func() error {
+		if direct && s.writeDirect(seg, p, off) {
+			return nil
+		}
 		_, err := seg.f.WriteAt(p, off)
 		return err
 	})
@@ -220,14 +279,15 @@ func (s *spool) append(ctx context.Context, p []byte) error {
 	s.written += wal.LSN(len(p))
 	if s.written == seg.end {
 		s.cur = nil
-		s.commit()
+		s.commitAt(complete)
 		s.wakeSyncer()
 	}
 	return nil
 }
 
-// open opens or creates the segment that holds written.
-func (s *spool) open() error {
+// open opens or creates the segment that holds written. If somebody will wait
+// for each sync of it, a new one is made of zeros.
+func (s *spool) open(awaited bool) error {
 	start := s.size.Start(s.written)
 	path := filepath.Join(s.dir, s.size.FileName(s.tli, start))
 	// A finished file is there if we went back to repeat its end. It counts
@@ -251,11 +311,8 @@ func (s *spool) open() error {
 	}
 	// All of it, so that a disk that fills up is met here, before any WAL of
 	// this segment was taken, and so that syncs have no file size to write.
-	//
-	// A segment in which the server already is gets zeros at once, as those
-	// that come after it get them in advance (preparer).
 	allocate := durable.Preallocate
-	if created && s.next != nil && s.serverEnd < s.size.Next(start) && s.size <= preparedMax {
+	if created && awaited && s.next != nil && s.size <= preparedMax {
 		allocate = durable.WriteZeros
 	}
 	if err := allocate(f, int64(s.size)); err != nil {
@@ -327,10 +384,18 @@ func (e *DiskFullError) Unwrap() error { return e.Err }
 
 // commit makes what was appended part of the next sync. Called where the
 // server's own message ended, so that what is published never ends inside a
-// record unless the server cut it there.
+// record unless the server cut it there. What is with the writer, the writer
+// commits.
 func (s *spool) commit() {
+	if !s.behind {
+		s.commitAt(s.check.End())
+	}
+}
+
+// commitAt commits what was written. For who writes.
+func (s *spool) commitAt(complete wal.LSN) {
 	s.mu.Lock()
-	s.stage = Position{s.tli, s.written, min(s.check.End(), s.written)}
+	s.stage = Position{s.tli, s.written, min(complete, s.written)}
 	s.mu.Unlock()
 }
 
@@ -389,7 +454,7 @@ func (s *spool) syncLocked(now func() time.Time) error {
 			if err := durable.Rename(seg.path+partialSuffix, seg.path); err != nil {
 				return err
 			}
-			if err := seg.f.Close(); err != nil {
+			if err := seg.close(); err != nil {
 				return err
 			}
 			finished++

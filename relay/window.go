@@ -3,6 +3,7 @@ package relay
 import (
 	"sync"
 
+	"rideau/internal/durable"
 	"rideau/wal"
 )
 
@@ -23,7 +24,7 @@ type chunk struct {
 	base wal.LSN // of buf[0]; a multiple of chunkSize
 	from wal.LSN // the first byte that was received, if the stream began inside
 	refs int     // guarded by window.mu
-	buf  [chunkSize]byte
+	buf  []byte  // chunkSize, where the disk can take it from
 }
 
 // A window holds the newest chunks. Senders and the receiver take references;
@@ -52,7 +53,7 @@ func (w *window) at(tli wal.TLI, lsn wal.LSN) *chunk {
 	if n := len(w.free); n > 0 {
 		c, w.free = w.free[n-1], w.free[:n-1]
 	} else {
-		c = new(chunk)
+		c = &chunk{buf: durable.Aligned(chunkSize)}
 	}
 	c.tli, c.base, c.from = tli, base, lsn
 	c.refs = 1

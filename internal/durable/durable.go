@@ -39,6 +39,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"unsafe"
 )
 
 // A File is a file in the making. It has its content and its name only after
@@ -223,6 +224,28 @@ func WriteZeros(f *os.File, size int64) error {
 		at += int64(n)
 	}
 	return nil
+}
+
+// directAlign is what reads and writes past the system's cache must be multiples
+// of: in memory, in the file, and in length. Disks ask for 512 or 4096.
+const directAlign = 4096
+
+// OpenDirect opens an existing file to be written past the system's cache
+// (O_DIRECT): what it is given must be aligned, see [IsAligned]. Such a write is
+// as little durable as any other. Not every file system can do this; an error
+// may also come of the first write.
+func OpenDirect(path string) (*os.File, error) { return openDirect(path) }
+
+// Aligned allocates n bytes whose start is aligned.
+func Aligned(n int) []byte {
+	b := make([]byte, n+directAlign)
+	off := -int(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) & (directAlign - 1)
+	return b[off : off+n : off+n]
+}
+
+// IsAligned reports whether p can be written at off past the system's cache.
+func IsAligned(p []byte, off int64) bool {
+	return (uintptr(unsafe.Pointer(unsafe.SliceData(p)))|uintptr(len(p))|uintptr(off))&(directAlign-1) == 0
 }
 
 func pathError(op string, f *os.File, err error) error {

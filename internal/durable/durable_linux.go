@@ -38,3 +38,7 @@ func control(f *os.File, op func(fd int) error) error {
 
 // syncFS is syncfs(2). It reports errors of writing back since Linux 5.8.
 func syncFS(dir *os.File) error { return control(dir, unix.Syncfs) }
+
+func openDirect(path string) (*os.File, error) {
+	return os.OpenFile(path, os.O_WRONLY|unix.O_DIRECT, 0)
+}

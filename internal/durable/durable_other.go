@@ -28,3 +28,7 @@ func syncFS(dir *os.File) error {
 		return f.Sync()
 	})
 }
+
+func openDirect(path string) (*os.File, error) {
+	return nil, &fs.PathError{Op: "open", Path: path, Err: errors.ErrUnsupported}
+}
