@@ -49,33 +49,32 @@ type Lost struct {
 // after timeline, so no removal makes a hole. The plan ends at the first segment
 // that is to stay: within the budget and not too old, or too old but needed. It
 // never reaches the newest whole segment, where the record may begin that ends
-// in the one being written; nor partial segments, of which it is not known here
-// whether they are being written; nor history files.
+// in the one being written; nor that one; nor history files. A partial segment of
+// a timeline after which another has written whole ones is not being written any
+// more, and goes in its turn.
 //
 // A reader that needs WAL from before all that is there has lost already, holds
 // back nothing, and is not lost again.
 func PlanExpiry(segments []Segment, keep Keep, readers []Reader, now time.Time) (remove []string, lost []Lost) {
-	var total int64
-	var whole []Segment
+	var total, size int64 // size is a whole segment's
+	var newest wal.TLI    // that has one
 	for _, s := range segments {
 		total += s.Size
 		if !s.Partial {
-			whole = append(whole, s)
+			size, newest = s.Size, max(newest, s.TLI)
 		}
 	}
-	if len(whole) == 0 {
-		return nil, nil
-	}
-	slices.SortFunc(whole, func(x, y Segment) int {
-		return cmp.Or(cmp.Compare(x.TLI, y.TLI), cmp.Compare(x.LSN, y.LSN))
+	ended := slices.DeleteFunc(slices.Clone(segments), func(s Segment) bool { return s.Partial && s.TLI >= newest })
+	slices.SortFunc(ended, func(x, y Segment) int {
+		return cmp.Or(cmp.Compare(x.TLI, y.TLI), cmp.Compare(x.LSN, y.LSN), cmp.Compare(x.Name, y.Name))
 	})
-	readers = slices.DeleteFunc(slices.Clone(readers), func(r Reader) bool { return !r.served(segments, whole[0].Size) })
+	readers = slices.DeleteFunc(slices.Clone(readers), func(r Reader) bool { return !r.served(segments, size) })
 
 	at := make(map[int]int) // reader to its entry in lost
-	for i, s := range whole {
+	for i, s := range ended {
 		over := keep.Size > 0 && total > keep.Size
 		old := keep.Age > 0 && now.Sub(s.Modified) > keep.Age
-		if i == len(whole)-1 || !over && !old {
+		if i == len(ended)-1 || !over && !old {
 			break
 		}
 		needed := false

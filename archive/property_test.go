@@ -59,6 +59,8 @@ func TestPlanExpiryProperties(t *testing.T) {
 			total += s.Size
 			if !s.Partial {
 				whole = append(whole, s)
+			}
+			if !s.Partial || slices.ContainsFunc(segments, func(o Segment) bool { return !o.Partial && o.TLI > s.TLI }) {
 				names = append(names, s.Name)
 			}
 			if !slices.Contains(remove, s.Name) {
