@@ -34,6 +34,10 @@ them. Only the owner of schema "extension" may, and whom the owner grants it:
     GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA extension TO somebody;
     GRANT INSERT, UPDATE, DELETE ON extension.installed, extension.object
         TO somebody;
+    GRANT CREATE ON DATABASE app TO somebody;
+
+The last is for the server's own extensions and to make schemas; with a schema
+that somebody owns, packages can be installed without it.
 
 What SQL cannot judge (relations to the whole server, files for nodes) it
 refuses, and names the command that can. Run it again after an upgrade of

@@ -6,7 +6,12 @@
 -- To let another role install:
 --   GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA extension TO somebody;
 --   GRANT INSERT, UPDATE, DELETE ON extension.installed, extension.object TO somebody;
--- Somebody then decides what an uninstallation by another drops: trust is needed.
+--   GRANT CREATE ON DATABASE app TO somebody;
+-- The last is for the server's own extensions, for packages with a schema of their
+-- own, and to make a schema to install into. CREATE SCHEMA somebody AUTHORIZATION
+-- somebody will do for the others; CREATE on a schema of another owner will not, as
+-- what that one puts there the script could call. Somebody then decides what an
+-- uninstallation by another drops: trust is needed.
 
 -- _describe says what there is to know about objects.
 CREATE OR REPLACE FUNCTION extension._describe(classids oid[], objids oid[])
@@ -165,6 +170,89 @@ BEGIN
 END
 $function$;
 
+-- _distance is by how many letters two words differ: left out, added or changed.
+CREATE OR REPLACE FUNCTION extension._distance(a text, b text) RETURNS integer
+LANGUAGE plpgsql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp AS $function$
+DECLARE
+	before integer[] := ARRAY(SELECT generate_series(0, length(b))); now integer[];
+BEGIN
+	FOR i IN 1..length(a) LOOP
+		now := ARRAY[i];
+		FOR j IN 1..length(b) LOOP
+			now := now || least(before[j + 1] + 1, now[j] + 1, before[j] + CASE WHEN substr(a, i, 1) = substr(b, j, 1) THEN 0 ELSE 1 END);
+		END LOOP;
+		before := now;
+	END LOOP;
+	RETURN before[length(b) + 1];
+END
+$function$;
+
+-- _did_you_mean asks whether one of names was meant, and ends in a space; it is
+-- empty if none is near.
+CREATE OR REPLACE FUNCTION extension._did_you_mean(wanted text, names text[]) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $function$
+	SELECT coalesce((SELECT format('Did you mean %L? ', n.name) FROM unnest(names) n(name),
+			LATERAL (SELECT extension._distance(lower(wanted), lower(n.name)) AS letters WHERE abs(length(wanted) - length(n.name)) <= 2) d
+		WHERE d.letters <= CASE WHEN length(wanted) < 5 THEN 1 ELSE 2 END ORDER BY d.letters, n.name COLLATE "C" LIMIT 1), '')
+$function$;
+
+-- _check_name refuses what is no name, and a name that a version was written to.
+CREATE OR REPLACE FUNCTION extension._check_name(verb text, wanted text, version text) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $function$
+DECLARE
+	-- As in foo=1.0 and foo (>= 1.0, < 2).
+	bare text := substring(wanted FROM '^\s*([^\s=<>()!~,]+)\s*[(=<>!~]');
+	part text := substring(wanted FROM '[(=<>!~]\s*([^\s()=<>!~,][^\s()=<>,]*)');
+BEGIN
+	IF btrim(coalesce(wanted, '')) = '' THEN
+		RAISE EXCEPTION 'the name of the extension is %', CASE WHEN wanted IS NULL THEN 'NULL' ELSE 'empty' END
+			USING ERRCODE = CASE WHEN wanted IS NULL THEN 'null_value_not_allowed' ELSE 'invalid_name' END,
+			HINT = format('Name it, for instance: SELECT extension.%s(%L). To see what there is: SELECT * FROM extension.%s().', verb, 'foo',
+				CASE verb WHEN 'install' THEN 'available' ELSE 'installed' END);
+	ELSIF bare IS NOT NULL AND NOT EXISTS (SELECT FROM extension.package p WHERE p.name = wanted)
+		AND NOT EXISTS (SELECT FROM pg_available_extensions() a WHERE a.name::text = wanted) AND NOT extension._state() ? wanted THEN
+		IF verb = 'uninstall' THEN
+			RAISE EXCEPTION '% is not the name of an extension', quote_literal(wanted) USING ERRCODE = 'invalid_name',
+				HINT = format('It goes in whatever version it is: SELECT extension.uninstall(%L).', bare);
+		END IF;
+		RAISE EXCEPTION '% is not the name of an extension', quote_literal(wanted) USING ERRCODE = 'invalid_name',
+			DETAIL = 'A version is an argument of its own: one version, not a range.',
+			HINT = format('The newest: SELECT extension.%s(%L). That version: SELECT extension.%1$s(%2$L, %L).', verb, bare, coalesce(nullif(part, ''), '1.0'));
+	ELSIF btrim(version) = '' OR version ~ '^\s*[(=<>!~]' THEN
+		RAISE EXCEPTION '% is not a version of %', quote_literal(version), wanted USING ERRCODE = 'invalid_parameter_value',
+			DETAIL = 'The second argument is one version, not a range.', HINT = format('For the newest leave it out, or NULL: SELECT extension.%s(%L).', verb, wanted);
+	END IF;
+END
+$function$;
+
+-- _unavailable says why nothing of a name can be installed here, although there
+-- is something of that name; NULL if there is nothing.
+CREATE OR REPLACE FUNCTION extension._unavailable(wanted text) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $function$
+DECLARE
+	whys text[] := '{}'; why text; p extension.package; closed boolean; here text := split_part(current_setting('server_version'), ' ', 1);
+BEGIN
+	SELECT bool_and(v.superuser AND NOT v.trusted) INTO closed FROM pg_available_extension_versions() v WHERE v.name::text = wanted;
+	IF closed AND NOT (SELECT r.rolsuper FROM pg_roles r WHERE r.rolname = current_user) THEN
+		whys := whys || format('the server has its files, and wants a superuser to create it; role "%s" is none', current_user);
+	ELSIF closed IS NOT NULL AND NOT has_database_privilege(current_database(), 'CREATE') THEN
+		whys := whys || format('the server has its files, and role "%s" has no CREATE on database "%s"', current_user, current_database());
+	END IF;
+	FOR p IN SELECT k.* FROM extension.package k WHERE k.name = wanted ORDER BY k.version COLLATE "C" LOOP
+		why := CASE
+			WHEN NOT extension._allows(here, p.relations->'postgres') THEN format('its package %s is for PostgreSQL %s, and this is %s', p.version,
+				(SELECT string_agg(concat_ws(' ', k->>'op', k->>'version'), ', ') FROM jsonb_array_elements(p.relations->'postgres') k), here)
+			WHEN NOT EXISTS (SELECT FROM extension.path h WHERE h.name = p.name AND h.version = p.version AND h.from_version = '')
+				THEN format('its package %s has scripts that upgrade it, and none that installs it', p.version)
+			WHEN p.signed_by = '' AND closed IS NOT NULL THEN 'an unsigned package was uploaded, which may not take the name of what the server has files of'
+		END;
+		CONTINUE WHEN why IS NULL OR why = ANY (whys);
+		whys := whys || why;
+	END LOOP;
+	RETURN nullif(array_to_string(whys, '; '), '');
+END
+$function$;
+
 -- _judge says which depends or conflicts of a whole set do not hold, as a
 -- sentence; NULL if all do. Relations to the server or the node, and to features,
 -- of what is installed were judged when it was.
@@ -262,7 +350,10 @@ BEGIN
 			why := result->>'why';
 		END LOOP;
 		IF why IS NULL AND count = 0 THEN
-			why := format('%s %s, and nothing that can be installed here is that', goal->>'by', relation->>'text');
+			why := format('%s %s, and %s', goal->>'by', relation->>'text', coalesce(
+				(SELECT format('of %s only %s can be installed here', relation->>'name', string_agg(DISTINCT o.version, ', ')) FROM extension._offers(relation->>'name') o
+					WHERE o.name = relation->>'name' HAVING count(*) > 0),
+				extension._unavailable(relation->>'name'), 'nothing that can be installed here is that'));
 		END IF;
 	END LOOP;
 	RETURN jsonb_build_object('ok', false, 'why', why, 'steps', steps);
@@ -290,9 +381,15 @@ BEGIN
 	END IF;
 	trusted := EXISTS (SELECT FROM pg_roles r WHERE r.oid = owner AND (r.rolsuper OR r.rolname = current_user))
 		OR pg_has_role(owner, 'USAGE') AND NOT (SELECT r.rolsuper FROM pg_roles r WHERE r.rolname = current_user);
-	IF owner IS NULL OR schema LIKE 'pg\_%' OR schema = 'information_schema' THEN
-		RAISE EXCEPTION 'cannot install into schema %', coalesce(quote_ident(schema), 'NULL') USING ERRCODE = 'invalid_schema_name',
-			HINT = 'Name an existing schema as the third argument.';
+	IF schema IS NULL THEN
+		RAISE EXCEPTION 'there is no schema to install into' USING ERRCODE = 'invalid_schema_name',
+			DETAIL = 'None was named, and no schema of search_path is there.', HINT = 'Name one as the third argument, or set search_path.';
+	ELSIF owner IS NULL THEN
+		RAISE EXCEPTION 'cannot install into schema %: it does not exist', quote_ident(schema) USING ERRCODE = 'invalid_schema_name',
+			HINT = format('Make it first: CREATE SCHEMA %I. Or name another as the third argument.', schema);
+	ELSIF schema LIKE 'pg\_%' OR schema = 'information_schema' THEN
+		RAISE EXCEPTION 'cannot install into schema %: it is the server''s own', quote_ident(schema) USING ERRCODE = 'invalid_schema_name',
+			HINT = 'Name a schema of your own as the third argument.';
 	ELSIF who IS NOT NULL OR NOT trusted THEN
 		RAISE EXCEPTION 'cannot install into schema %, where others may create', quote_ident(schema) USING ERRCODE = 'insufficient_privilege',
 			DETAIL = format('These may create in it: %s. What they put there could be called by the script, with your rights.',
@@ -517,8 +614,10 @@ BEGIN
 			PERFORM set_config('search_path', path, true);
 			EXECUTE sql;
 		EXCEPTION WHEN OTHERS THEN
-			GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT, state = RETURNED_SQLSTATE;
-			RAISE EXCEPTION '%: %:%: %', p.name, st.file, st.line, message USING ERRCODE = state, DETAIL = detail,
+			GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT, state = RETURNED_SQLSTATE, context = PG_EXCEPTION_CONTEXT;
+			-- Of the context, what is inside of the statement.
+			context := CASE WHEN strpos(context, sql) > 1 THEN rtrim(regexp_replace(left(context, strpos(context, sql) - 1), '[^\n]*$', ''), E'\n') ELSE '' END;
+			RAISE EXCEPTION '%: %:%: %', p.name, st.file, st.line, message USING ERRCODE = state, DETAIL = concat_ws(E'\n', nullif(detail, ''), nullif(context, '')),
 				HINT = coalesce(nullif(hint, ''), format('The statement begins with: %s', left(split_part(st.sql, E'\n', 1), 80)));
 		END;
 		PERFORM set_config('search_path', 'pg_catalog, pg_temp', true);
@@ -680,8 +779,9 @@ $function$;
 CREATE OR REPLACE FUNCTION extension._install(wanted text, version text, target text) RETURNS SETOF text
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $function$
 DECLARE
-	chosen jsonb; result jsonb;
+	chosen jsonb; goal jsonb; result jsonb; versions text[]; offers integer; met boolean; why text;
 BEGIN
+	PERFORM extension._check_name('install', wanted, version);
 	PERFORM pg_advisory_xact_lock(1380533317, 1163416576);
 	chosen := extension._state();
 	IF chosen ? wanted THEN
@@ -692,7 +792,29 @@ BEGIN
 		RAISE EXCEPTION '% is installed, in version %', wanted, chosen->wanted->>'version' USING ERRCODE = 'duplicate_object',
 			HINT = format('To have another version: SELECT extension.upgrade(%L, %L);', wanted, version);
 	END IF;
-	result := extension._solve(extension._goal(wanted, version), chosen, 0);
+	goal := extension._goal(wanted, version);
+	SELECT array_agg(DISTINCT o.version ORDER BY o.version) FILTER (WHERE o.name = wanted), count(*),
+		bool_or(extension._matches(o.name, o.version, o.relations->'provides', goal->0->'alternatives'->0))
+	INTO versions, offers, met FROM extension._offers(wanted) o;
+	IF offers = 0 THEN
+		why := extension._unavailable(wanted);
+		IF why IS NULL THEN
+			RAISE EXCEPTION 'there is no extension %', quote_literal(wanted) USING ERRCODE = 'undefined_object',
+				DETAIL = 'No package of that name was uploaded, and the server has no files of it.',
+				HINT = extension._did_you_mean(wanted, ARRAY(SELECT p.name FROM extension.package p UNION SELECT a.name::text FROM pg_available_extensions() a))
+					|| format('To bring a package: rideau extension upload %s', CASE WHEN wanted ~ '^[A-Za-z0-9_.+-]+$' THEN wanted ELSE quote_literal(wanted) END);
+		END IF;
+		RAISE EXCEPTION 'cannot install %: %', wanted, why USING ERRCODE = CASE WHEN why LIKE 'the server has its files, and %' THEN 'insufficient_privilege' ELSE 'object_not_in_prerequisite_state' END,
+			HINT = CASE WHEN why LIKE '%wants a superuser%' THEN format('Have a superuser say: CREATE EXTENSION %I;', wanted)
+				WHEN why LIKE '%has no CREATE on database%' THEN format('Have the owner of the database say: GRANT CREATE ON DATABASE %I TO %I;', current_database(), current_user)
+				WHEN why LIKE 'an unsigned package%' THEN 'Upload one from a registry that is signed.'
+				ELSE format('Another version of it may do: rideau extension upload %s', wanted) END;
+	ELSIF NOT met AND version IS NOT NULL THEN
+		RAISE EXCEPTION 'there is no version % of %', quote_literal(version), wanted USING ERRCODE = 'undefined_object',
+			DETAIL = format('What can be installed here: %s.', coalesce(array_to_string(versions, ', '), 'others that provide it')),
+			HINT = format('To bring it: rideau extension upload %s', quote_literal(wanted || '=' || version));
+	END IF;
+	result := extension._solve(goal, chosen, 0);
 	IF NOT (result->>'ok')::boolean THEN
 		RAISE EXCEPTION 'cannot install %', wanted USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = result->>'why',
 			HINT = 'SQL leaves what is installed as it is; the command "rideau extension install" may find a way.';
@@ -706,10 +828,12 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $function$
 DECLARE
 	state jsonb; now_version text; mode text; offer record; result jsonb; why text; p extension.package; tried integer := 0; line text;
 BEGIN
+	PERFORM extension._check_name('upgrade', wanted, to_version);
 	PERFORM pg_advisory_xact_lock(1380533317, 1163416576);
 	state := extension._state();
 	IF NOT state ? wanted OR wanted = 'postgresql' THEN
-		RAISE EXCEPTION '% is not installed', wanted USING ERRCODE = 'undefined_object';
+		RAISE EXCEPTION '% is not installed', wanted USING ERRCODE = 'undefined_object',
+			HINT = extension._did_you_mean(wanted, ARRAY(SELECT k FROM jsonb_object_keys(state) k WHERE k <> 'postgresql')) || 'To see what is: SELECT * FROM extension.installed()';
 	END IF;
 	now_version := state->wanted->>'version';
 	mode := state->wanted->>'mode';
@@ -773,10 +897,12 @@ DECLARE
 	state jsonb; e extension.installed; problem text; before extension._snapshot; own bigint[]; o record; p extension.package; difference jsonb; setting jsonb;
 	left_over integer[]; again integer[]; message text; detail text;
 BEGIN
+	PERFORM extension._check_name('uninstall', wanted, NULL);
 	PERFORM pg_advisory_xact_lock(1380533317, 1163416576);
 	state := extension._state();
 	IF NOT state ? wanted OR wanted = 'postgresql' THEN
-		RAISE EXCEPTION '% is not installed', wanted USING ERRCODE = 'undefined_object';
+		RAISE EXCEPTION '% is not installed', wanted USING ERRCODE = 'undefined_object',
+			HINT = extension._did_you_mean(wanted, ARRAY(SELECT k FROM jsonb_object_keys(state) k WHERE k <> 'postgresql')) || 'To see what is: SELECT * FROM extension.installed()';
 	END IF;
 	problem := extension._judge(state - wanted);
 	IF problem IS NOT NULL AND extension._judge(state) IS NULL THEN
@@ -856,9 +982,11 @@ CREATE OR REPLACE FUNCTION extension.install(name text, version text DEFAULT NUL
 LANGUAGE plpgsql AS $function$
 DECLARE
 	path pg_catalog.text := pg_catalog.current_setting('search_path');
+	state pg_catalog.text; message pg_catalog.text; detail pg_catalog.text; hint pg_catalog.text; context pg_catalog.text;
 BEGIN
 	RETURN QUERY SELECT extension._install(name, version, coalesce(schema, pg_catalog.current_schema()::pg_catalog.text));
 	PERFORM extension._restore_path(path);
+$again$
 END
 $function$;
 COMMENT ON FUNCTION extension.install(text, text, text) IS 'installs an extension with all that it depends on';
@@ -867,9 +995,11 @@ CREATE OR REPLACE FUNCTION extension.upgrade(name text, version text DEFAULT NUL
 LANGUAGE plpgsql AS $function$
 DECLARE
 	path pg_catalog.text := pg_catalog.current_setting('search_path');
+	state pg_catalog.text; message pg_catalog.text; detail pg_catalog.text; hint pg_catalog.text; context pg_catalog.text;
 BEGIN
 	RETURN QUERY SELECT extension._upgrade(name, version, pg_catalog.current_schema()::pg_catalog.text);
 	PERFORM extension._restore_path(path);
+$again$
 END
 $function$;
 COMMENT ON FUNCTION extension.upgrade(text, text) IS 'upgrades an extension, to the newest version if none is named';
@@ -878,9 +1008,11 @@ CREATE OR REPLACE FUNCTION extension.uninstall(name text) RETURNS SETOF text
 LANGUAGE plpgsql AS $function$
 DECLARE
 	path pg_catalog.text := pg_catalog.current_setting('search_path');
+	state pg_catalog.text; message pg_catalog.text; detail pg_catalog.text; hint pg_catalog.text; context pg_catalog.text;
 BEGIN
 	RETURN QUERY SELECT extension._uninstall(name);
 	PERFORM extension._restore_path(path);
+$again$
 END
 $function$;
 COMMENT ON FUNCTION extension.uninstall(text) IS 'uninstalls an extension, if nothing depends on it';
@@ -906,3 +1038,16 @@ COMMENT ON FUNCTION extension.installed() IS 'extensions and modules that are in
 
 REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA extension FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION extension.version_compare(text, text), extension._state(), extension.available(), extension.installed() TO PUBLIC;
+-- Whoever was let to install before must be able to call what is new.
+DO $do$
+DECLARE
+	r record;
+BEGIN
+	FOR r IN SELECT p.oid::regprocedure AS f, g.grantee FROM pg_proc p, pg_proc i, aclexplode(i.proacl) g
+		WHERE p.pronamespace = 'extension'::regnamespace AND p.proname LIKE '\_%' AND i.oid = 'extension.install(text,text,text)'::regprocedure
+			AND g.privilege_type = 'EXECUTE' AND g.grantee <> i.proowner AND NOT has_function_privilege(g.grantee, p.oid, 'EXECUTE')
+	LOOP
+		EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', r.f, CASE r.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(r.grantee)) END);
+	END LOOP;
+END
+$do$;

@@ -204,10 +204,10 @@ func TestSolve(t *testing.T) {
 		{`SELECT extension.install('choice')`, "installed choice 1"},
 		{`SELECT extension.install('virtual-user')`, "installed impl 1; installed virtual-user 1"},
 		{`SELECT extension.install('whole')`, "...cannot be judged in SQL"},
-		{`SELECT extension.install('newer')`, "...nothing that can be installed here"},
+		{`SELECT extension.install('newer')`, "...its package 1 is for PostgreSQL >= 99, and this is "},
 		{`SELECT extension.install('ring')`, "...depend on each other in a circle: gnir, ring"},
 		{`SELECT extension.install('odd-user')`, "...the order of the versions of odd cannot be told in SQL"},
-		{`SELECT extension.install('nothing')`, "...asked for was nothing, and nothing that can be installed here is that"},
+		{`SELECT extension.install('nothing')`, "...there is no extension 'nothing'"},
 		{`SELECT extension.install('postgresql')`, "...is installed already"},
 		{`SELECT extension.uninstall('nothing')`, "...nothing is not installed"},
 	} {

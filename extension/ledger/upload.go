@@ -37,8 +37,11 @@ func bootstrap(ctx context.Context, q Querier) error {
 	if err != nil {
 		return err
 	}
-	sql := strings.Replace(string(text), "$describe$", catalog.DescribeSQL(), 1)
-	return execPinned(ctx, q, sql)
+	again, err := sqlFiles.ReadFile("again.sql")
+	if err != nil {
+		return err
+	}
+	return execPinned(ctx, q, strings.NewReplacer("$describe$", catalog.DescribeSQL(), "$again$", string(again)).Replace(string(text)))
 }
 
 // An UploadError says why a package cannot be installed from SQL.
