@@ -535,10 +535,21 @@ type Slot struct {
 	RestartTLI wal.TLI
 }
 
+// A SlotKindError says that a slot is not a physical one.
+type SlotKindError struct{ Slot, Kind string }
+
+func (e *SlotKindError) Error() string {
+	return fmt.Sprintf("replication slot %q is a %s slot, not a physical one", e.Slot, e.Kind)
+}
+
 // ReadSlot asks what a slot holds; nil where there is no such slot. Servers
 // before 15 cannot say: they answer with a syntax error, SQLSTATE 42601.
 func (c *Conn) ReadSlot(ctx context.Context, name string) (*Slot, error) {
 	rep, err := c.command(ctx, "READ_REPLICATION_SLOT "+quoteIdent(name))
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && pg.Code == "0A000" { // cannot use READ_REPLICATION_SLOT with a logical replication slot
+		return nil, &SlotKindError{Slot: name, Kind: "logical"}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -550,7 +561,7 @@ func (c *Conn) ReadSlot(ctx context.Context, name string) (*Slot, error) {
 		return nil, nil
 	}
 	if kind := string(r[0]); kind != "physical" {
-		return nil, fmt.Errorf("replication slot %q is a %s slot, not a physical one", name, kind)
+		return nil, &SlotKindError{Slot: name, Kind: kind}
 	}
 	var s Slot
 	if r[1] != nil {

@@ -229,3 +229,17 @@ func (e *GapError) Error() string {
 }
 
 func (e *GapError) Unwrap() error { return e.Err }
+
+// A SlotError reports that the slot on the server is not one to receive with: it
+// is a logical one.
+type SlotError struct {
+	Server string
+	Slot   string
+	Err    error // what the server said
+}
+
+func (e *SlotError) Error() string {
+	return fmt.Sprintf("cannot receive with slot %q of server %q: %v", e.Slot, e.Server, e.Err)
+}
+
+func (e *SlotError) Unwrap() error { return e.Err }

@@ -416,3 +416,53 @@ func TestAccess(t *testing.T) {
 		})
 	}
 }
+
+// A slot that is no use: a logical one is the user's mistake, and is called so; one
+// that the server has given up is a gap.
+func TestSlotNoUse(t *testing.T) {
+	for _, major := range pgtest.Ends {
+		t.Run(fmt.Sprint(major), func(t *testing.T) {
+			t.Parallel()
+			s := pgtest.Start(t, pgtest.Options{Major: major, InitdbArgs: []string{"--wal-segsize=1"}, Settings: map[string]string{
+				"wal_level": "logical", "max_slot_wal_keep_size": "2MB", "min_wal_size": "2MB", "max_wal_size": "2MB", "wal_keep_size": "0"}})
+			s.Exec("SELECT pg_create_logical_replication_slot('decoding', 'pgoutput')")
+			err := runOnce(t, relay.Config{Upstream: s.Conninfo(""), Slot: "decoding"})
+			if err == nil || !strings.Contains(err.Error(), "logical") {
+				t.Errorf("a new relay with a logical slot: %v", err)
+			}
+			var gap *relay.GapError
+			if errors.As(err, &gap) {
+				t.Errorf("a new relay takes a logical slot for one that was lost: %v", err)
+			}
+
+			r := startRelay(t, relay.Config{Upstream: s.Conninfo(""), Slot: "physical"})
+			r.waitComplete(1, s.LSN())
+			if err := r.halt(); err != nil {
+				t.Fatal(err)
+			}
+			held := r.cfg
+			held.Slot = "decoding"
+			var slot *relay.SlotError
+			if err := runOnce(t, held); !errors.As(err, &slot) {
+				t.Errorf("one that holds WAL, with a logical slot: %v", err)
+			}
+			s.Exec("SELECT pg_drop_replication_slot('decoding')")
+			for range 8 {
+				s.Exec("SELECT pg_logical_emit_message(true, 'fill', repeat('x', 900000))")
+				s.Exec("SELECT pg_switch_wal()")
+			}
+			s.Exec("CHECKPOINT")
+			r.start()
+			r.waitTrouble("no longer has")
+		})
+	}
+}
+
+// waitTrouble waits until the relay says why it does not receive.
+func (r *testRelay) waitTrouble(text string) {
+	r.t.Helper()
+	pgtest.Wait(r.t, fmt.Sprintf("the relay to say %q", text), func() (bool, string) {
+		up := r.Status().Upstream
+		return strings.Contains(up.Error, text), fmt.Sprintf("%+v", up)
+	})
+}

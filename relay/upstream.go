@@ -89,8 +89,9 @@ func (r *Relay) hopeless(err error, first bool) bool {
 	}
 	var sys *SystemError
 	var size *SegmentSizeError
+	var slot *SlotError
 	var pg *pgconn.PgError
-	return errors.As(err, &sys) || errors.As(err, &size) ||
+	return errors.As(err, &sys) || errors.As(err, &size) || errors.As(err, &slot) ||
 		errors.As(err, &pg) && (strings.HasPrefix(pg.Code, "28") || pg.Code == "42501")
 }
 
@@ -320,6 +321,19 @@ func (r *Relay) ensureSlot(ctx context.Context, c *candidate) error {
 	return nil
 }
 
+// readSlot asks for our slot on a server of 15 or later; nil if there is none.
+func (r *Relay) readSlot(ctx context.Context, c *candidate) (*pgrepl.Slot, error) {
+	slot, err := c.conn.ReadSlot(ctx, r.cfg.Slot)
+	var kind *pgrepl.SlotKindError
+	switch {
+	case errors.As(err, &kind):
+		return nil, &SlotError{Server: c.server, Slot: r.cfg.Slot, Err: err}
+	case err != nil:
+		return nil, fmt.Errorf("server %q: %w", c.server, err)
+	}
+	return slot, nil
+}
+
 // startAtSlot makes a relay that has no WAL begin with the oldest that its slot
 // holds, where the server can say. A new slot holds WAL from the last
 // checkpoint on: that much of the past is to be had, and serves standbys that
@@ -330,9 +344,9 @@ func (r *Relay) startAtSlot(ctx context.Context, c *candidate) error {
 	if l.tli != 0 || r.cfg.Slot == "" || c.conn.Major() < 15 {
 		return nil
 	}
-	slot, err := c.conn.ReadSlot(ctx, r.cfg.Slot)
+	slot, err := r.readSlot(ctx, c)
 	if err != nil {
-		return fmt.Errorf("server %q: %w", c.server, err)
+		return err
 	}
 	if slot != nil {
 		c.slotTLI, c.slotRestart = slot.RestartTLI, slot.Restart
@@ -392,7 +406,7 @@ func (r *Relay) stream(ctx context.Context, c *candidate, streaming func()) (err
 		}
 		var end *pgrepl.EndOfTimeline
 		if !errors.As(err, &end) {
-			return r.streamError(c, at, err)
+			return r.streamError(ctx, c, at, err)
 		}
 		next, err := planSwitch(sp.local(), c.server, end.Next, end.LSN)
 		if err != nil {
@@ -412,13 +426,21 @@ func (r *Relay) stream(ctx context.Context, c *candidate, streaming func()) (err
 }
 
 // streamError gives what the server said its meaning.
-func (r *Relay) streamError(c *candidate, at start, err error) error {
+func (r *Relay) streamError(ctx context.Context, c *candidate, at start, err error) error {
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) && pg.Code == "58P01" {
 		return &GapError{Server: c.server, TLI: at.tli, LSN: at.lsn, Err: err}
 	}
 	if errors.As(err, &pg) && pg.Code == "55000" {
-		// The slot was invalidated: max_slot_wal_keep_size was passed.
+		// Either it is a logical slot, or it was invalidated, because
+		// max_slot_wal_keep_size was passed. Only 18 refuses that: with others a
+		// slot that was lost streams as long as there is WAL, and ends with 58P01.
+		if c.conn.Major() < 18 {
+			return &SlotError{Server: c.server, Slot: r.cfg.Slot, Err: err}
+		}
+		if _, err := r.readSlot(ctx, c); err != nil {
+			return err
+		}
 		return &GapError{Server: c.server, TLI: at.tli, LSN: at.lsn, Err: err}
 	}
 	return fmt.Errorf("server %q: %w", c.server, err)

@@ -94,6 +94,7 @@ func explainOwn(err error) (explanation, bool) {
 		diverged    *relay.DivergedError
 		behind      *relay.BehindError
 		gap         *relay.GapError
+		slot        *relay.SlotError
 		full        *relay.DiskFullError
 		corrupt     *wal.CorruptError
 		damage      *archive.DamageError
@@ -140,6 +141,8 @@ func explainOwn(err error) (explanation, bool) {
 			e.detail = serverSaid(server)
 		}
 		e.hint = "Copy the missing segments into the relay's directory from another archive, or begin again with an empty directory and a new base backup. A replication slot (--slot NAME) keeps this from happening again."
+	case errors.As(err, &slot):
+		e.hint = "Give a name that no slot has (--slot NAME): the relay makes a physical one."
 	case errors.As(err, &full):
 		e.detail = "Nothing more was acknowledged to the server, and nothing was lost."
 		e.hint = "Make room, or keep less WAL with --keep SIZE."

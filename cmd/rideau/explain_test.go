@@ -132,6 +132,8 @@ func TestExplain(t *testing.T) {
 	}{
 		{"gap", &relay.GapError{Server: "db1", TLI: 3, LSN: 0x29F000000, Err: removed},
 			`server "db1" no longer has WAL at 2/9F000000 on timeline 3`, "The server said: requested WAL segment 00000003000000020000009F has already been removed (SQLSTATE 58P01).", "replication slot"},
+		{"a logical slot", &relay.SlotError{Server: "db1", Slot: "decoding", Err: &pgrepl.SlotKindError{Slot: "decoding", Kind: "logical"}},
+			`cannot receive with slot "decoding" of server "db1"`, "", "--slot NAME"},
 		{"diverged", &relay.DivergedError{Server: "db2", TLI: 1, LSN: 0x5000100, ServerTLI: 2, Fork: 0x5000000},
 			"forked at 0/5000000", "Nothing was overwritten", "pg_rewind"},
 		{"behind", &relay.BehindError{Server: "db2", TLI: 1, LSN: 0x4000000, OurTLI: 1, OurLSN: 0x5000000}, "behind this relay", "", "server that is ahead"},
