@@ -15,6 +15,7 @@ import (
 	"github.com/BurntSushi/toml"
 
 	"rideau/extension/depend"
+	"rideau/extension/registry"
 )
 
 // Wishes are extensions.toml: what somebody wants, in which databases.
@@ -30,78 +31,49 @@ import (
 //	foo = ">= 1.0, < 2"
 //	bar = { version = "~> 1.1", schema = "bar", mode = "module", hold = true }
 type Wishes struct {
-	Registries []string                  `toml:"registries"`
-	Databases  map[string]DatabaseWishes `toml:"database"`
+	Registries []string
+	Databases  map[string]DatabaseWishes
 
 	// SHA256 is of the file, so that a lock file knows which wishes it fulfils.
-	SHA256 string `toml:"-"`
+	SHA256 string
 }
 
 // DatabaseWishes are those for one database.
 type DatabaseWishes struct {
-	Conninfo   string              `toml:"conninfo"`
-	Nodes      []string            `toml:"nodes"`
-	Extensions map[string]wishLine `toml:"extensions"`
+	Conninfo   string
+	Nodes      []string
+	Extensions map[string]wishLine
 }
 
 // wishLine is a version, or a table.
 type wishLine struct {
-	Version string `toml:"version"`
-	Schema  string `toml:"schema"`
-	Mode    Mode   `toml:"mode"`
-	Hold    bool   `toml:"hold"`
+	Version string
+	Schema  string
+	Mode    Mode
+	Hold    bool
 }
 
-// UnmarshalTOML reads `"*"` and `{ version = "*" }`.
-func (w *wishLine) UnmarshalTOML(value any) error {
-	switch v := value.(type) {
-	case string:
-		w.Version = v
-		return nil
-	case map[string]any:
-		for key, value := range v {
-			var ok bool
-			switch key {
-			case "version":
-				w.Version, ok = value.(string)
-			case "schema":
-				w.Schema, ok = value.(string)
-			case "mode":
-				var mode string
-				mode, ok = value.(string)
-				w.Mode = Mode(mode)
-			case "hold":
-				w.Hold, ok = value.(bool)
-			default:
-				return fmt.Errorf("unknown key %q; there are version, schema, mode and hold", key)
-			}
-			if !ok {
-				return fmt.Errorf("%s is a %T", key, value)
-			}
-		}
-		return nil
+// versions is the range that a wish means: "1.0" is that version only.
+func (w wishLine) versions() (depend.Range, error) {
+	text := w.Version
+	if text == "*" || text == "" {
+		return nil, nil
 	}
-	return fmt.Errorf("an extension is wished for by a version (\"*\" for any) or a table, not by %v", value)
+	if !strings.ContainsAny(text[:1], "<>=!~") {
+		text = "= " + text
+	}
+	return depend.ParseRange(text)
 }
 
-// ParseWishes reads extensions.toml. Errors name file and line.
+// ParseWishes reads extensions.toml. Errors name file, line and key.
 func ParseWishes(file string, text []byte) (*Wishes, error) {
-	var w Wishes
-	meta, err := toml.Decode(string(text), &w)
-	if err != nil {
-		return nil, tomlError(file, err)
-	}
-	if unknown := meta.Undecoded(); len(unknown) > 0 {
-		return nil, fmt.Errorf("%s: unknown key %q", file, unknown[0].String())
-	}
-	for _, database := range names(w.Databases) {
-		if _, _, err := w.Request(database); err != nil {
-			return nil, fmt.Errorf("%s: %w", file, err)
-		}
+	w := &Wishes{Databases: map[string]DatabaseWishes{}}
+	if err := readWishes(file, string(text), w); err != nil {
+		return nil, err
 	}
 	sum := sha256.Sum256(text)
 	w.SHA256 = hex.EncodeToString(sum[:])
-	return &w, nil
+	return w, nil
 }
 
 func tomlError(file string, err error) error {
@@ -122,22 +94,10 @@ func (w *Wishes) Request(database string) (Request, DatabaseWishes, error) {
 	req := Request{Held: map[string]string{}}
 	for _, name := range names(d.Extensions) {
 		line := d.Extensions[name]
-		if err := depend.CheckName(name); err != nil {
-			return req, d, fmt.Errorf("[database.%s.extensions]: %w", database, err)
-		}
 		wish := Wish{Name: name, Schema: line.Schema, Mode: line.Mode}
-		if line.Version != "*" && line.Version != "" {
-			text := line.Version
-			if !strings.ContainsAny(text[:1], "<>=!~") {
-				text = "= " + text
-			}
-			var err error
-			if wish.Range, err = depend.ParseRange(text); err != nil {
-				return req, d, fmt.Errorf("[database.%s.extensions] %s: %w", database, name, err)
-			}
-		}
-		if !slices.Contains([]Mode{"", Auto, Native, Path, Module, Graft}, line.Mode) {
-			return req, d, fmt.Errorf("[database.%s.extensions] %s: there is no mode %q", database, name, line.Mode)
+		var err error
+		if wish.Range, err = line.versions(); err != nil {
+			return req, d, fmt.Errorf("[database.%s.extensions] %s: %w", database, name, err)
 		}
 		if line.Hold {
 			req.Held[name] = "extensions.toml says hold"
@@ -215,7 +175,11 @@ func (s *Session) Lock(ctx context.Context, req Request) ([]LockedVersions, erro
 		if !ok || !slices.Contains(p.Kept, name) {
 			continue
 		}
-		locked = append(locked, LockedVersions{Name: name, Version: in.Version, Mode: in.Mode, Schema: in.Schema, SHA256: in.SHA256})
+		l := LockedVersions{Name: name, Version: in.Version, Mode: in.Mode, Schema: in.Schema, SHA256: in.SHA256}
+		if l.Shelf, err = s.origin(ctx, in); err != nil {
+			return nil, err
+		}
+		locked = append(locked, l)
 	}
 	for i := range locked {
 		if l := &locked[i]; l.Mode == Native {
@@ -226,6 +190,43 @@ func (s *Session) Lock(ctx context.Context, req Request) ([]LockedVersions, erro
 	}
 	slices.SortFunc(locked, func(a, b LockedVersions) int { return strings.Compare(a.Name, b.Name) })
 	return locked, nil
+}
+
+// origin names the shelf that has the very package of which something is
+// installed; none if that is not known any more.
+func (s *Session) origin(ctx context.Context, in *Installed) (string, error) {
+	if in.SHA256 == "" {
+		return "", nil
+	}
+	for _, shelf := range s.cfg.Shelves {
+		releases, err := shelf.Versions(ctx, in.Name)
+		var none *registry.NotFound
+		if errors.As(err, &none) {
+			continue
+		} else if err != nil {
+			return "", fmt.Errorf("%s: %w", shelf.Name(), err)
+		}
+		for i := range releases {
+			r := &release{releases[i], shelf}
+			if r.called() != in.Version {
+				continue
+			}
+			digest := r.SHA256
+			if digest == "" { // a plain directory
+				pkg, err := shelf.Fetch(ctx, in.Name, r.Version)
+				if err != nil {
+					return "", fmt.Errorf("%s: %w", shelf.Name(), err)
+				}
+				if digest, err = digestOf(pkg); err != nil {
+					return "", err
+				}
+			}
+			if digest == in.SHA256 {
+				return shelf.Name(), nil
+			}
+		}
+	}
+	return "", nil
 }
 
 // wanted are the names that were wished for and those that they need: what else

@@ -367,8 +367,11 @@ func (f *planFlags) lock(cmd *cobra.Command) (err error) {
 	for _, one := range all {
 		for _, v := range lock.Databases[one.name] {
 			from := "the server"
-			if v.Shelf != "" {
+			switch {
+			case v.Shelf != "":
 				from = v.Shelf
+			case v.Mode != extension.Native:
+				from = "a package that is installed, and not in the registries any more"
 			}
 			t.row(one.name, v.Name, v.Version, string(v.Mode), "from "+from)
 		}

@@ -38,7 +38,9 @@
 package depend
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -102,9 +104,25 @@ func badWord(s string, max int) string {
 	return ""
 }
 
+// Near returns those of the known names that a mistyped one may have meant, the
+// nearest first. It is not among them, but the same in other letters, Foo for foo,
+// is: names are case-sensitive, and people are not.
+func Near(name string, known []string) []string {
+	var near []string
+	for _, other := range known {
+		if d := Distance(name, other); other != name && d < len(other) && d <= 1+len(name)/4 {
+			near = append(near, other)
+		}
+	}
+	slices.SortStableFunc(near, func(a, b string) int { return cmp.Compare(Distance(name, a), Distance(name, b)) })
+	return near
+}
+
 // Distance counts the insertions, deletions and replacements of a byte that
-// turn a into b: how far a mistyped name is from one that is known.
+// turn a into b: how far a mistyped name is from one that is known. Upper and
+// lower case of a letter are the same to it.
 func Distance(a, b string) int {
+	a, b = strings.ToLower(a), strings.ToLower(b)
 	row := make([]int, len(b)+1)
 	for j := range row {
 		row[j] = j

@@ -282,3 +282,20 @@ func TestDistance(t *testing.T) {
 		}
 	}
 }
+
+// What is known under a name like the one that was typed, the nearest first.
+func TestNear(t *testing.T) {
+	known := []string{"foo", "food", "hstore", "hstore_plperl", "pgq", "x"}
+	for name, want := range map[string]string{
+		"FOO":    "foo food", // names are case-sensitive
+		"foo":    "food",     // itself is no other
+		"hstroe": "hstore",
+		"HStore": "hstore",
+		"y":      "", // all of it is another letter
+		"nobody": "",
+	} {
+		if got := strings.Join(depend.Near(name, known), " "); got != want {
+			t.Errorf("near %s are %q, want %q", name, got, want)
+		}
+	}
+}
