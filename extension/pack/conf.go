@@ -47,6 +47,12 @@ var classWord = regexp.MustCompile(`^[A-Za-z_\x{80}-\x{10ffff}][A-Za-z0-9_$\x{80
 // are the server's own, which the server will judge. Files cannot be included.
 // The error has an [*Error] for each thing that is wrong, joined.
 func ParseConf(file string, text []byte, classes []string) ([]Setting, error) {
+	return parseConf(file, text, classes, true)
+}
+
+// parseConf is ParseConf that need not know the classes: when the control file
+// could not be read.
+func parseConf(file string, text []byte, classes []string, known bool) ([]Setting, error) {
 	s := &source{file: file, text: text}
 	if !s.check() {
 		return nil, s.err()
@@ -68,7 +74,7 @@ func ParseConf(file string, text []byte, classes []string) ([]Setting, error) {
 		case strings.ContainsAny(e.value, "\n\r\x00"):
 			s.fail(e.offset(0), "the value of %q contains a line end", e.key)
 			continue
-		case dotted && !slices.ContainsFunc(classes, func(c string) bool { return strings.EqualFold(c, class) }):
+		case known && dotted && !slices.ContainsFunc(classes, func(c string) bool { return strings.EqualFold(c, class) }):
 			if len(classes) == 0 {
 				s.fail(e.keyAt, "parameter %q has the prefix %q: the control file declares no custom_variable_classes", e.key, class)
 			} else {

@@ -375,18 +375,27 @@ func checkPathname(path string) error {
 // on in the next line behind a comma. See the package's documentation for the
 // keys.
 func ParseControl(file string, text []byte) (*Control, error) {
+	c, err := parseControl(file, text)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// parseControl is ParseControl that returns what could be read, too.
+func parseControl(file string, text []byte) (*Control, error) {
 	s := &source{file: file, text: text}
 	c := &Control{Superuser: true, Kind: KindExtension, Preload: PreloadNone, Text: text}
 	if !s.check() {
-		return nil, s.err()
+		return c, s.err()
 	}
-	seen := map[string]*entry{}
+	seen, misspelt := map[string]*entry{}, map[string]bool{}
 	isList := func(name string) bool { k := findKey(name); return k != nil && k.list }
 	for _, e := range s.pairs(isList) {
 		k := findKey(e.key)
 		switch {
 		case k == nil:
-			s.unknown(&e)
+			misspelt[s.unknown(&e)] = true
 		case seen[e.key] != nil:
 			s.fail(e.keyAt, "parameter %q is given a second time, after line %d", e.key, s.at(seen[e.key].keyAt, "").Line)
 		default:
@@ -398,29 +407,28 @@ func ParseControl(file string, text []byte) (*Control, error) {
 	}
 	s.consistent(c, seen)
 	for _, name := range []string{"name", "version"} {
-		if seen[name] == nil {
+		if seen[name] == nil && !misspelt[name] {
 			s.fail(0, "parameter %q is missing", name)
 		}
-	}
-	if len(s.errs) > 0 {
-		return nil, s.err()
 	}
 	if c.ExtVersion == "" {
 		c.ExtVersion = c.Version
 	}
-	return c, nil
+	return c, s.err()
 }
 
-func (s *source) unknown(e *entry) {
+// unknown returns what was probably meant, or "".
+func (s *source) unknown(e *entry) string {
 	meant := elsewhere[asciiLower(e.key)]
 	if meant == "" {
 		meant = near(e.key, keyNames())
 	}
 	if meant != "" {
 		s.fail(e.keyAt, "unknown parameter %q: did you mean %q?", e.key, meant)
-		return
+		return meant
 	}
 	s.fail(e.keyAt, "unknown parameter %q", e.key)
+	return ""
 }
 
 // consistent checks what concerns several parameters.

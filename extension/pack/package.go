@@ -251,17 +251,19 @@ func nativeName(name string, s Script) string {
 func (p *Package) Check() error {
 	var errs []error
 	for _, s := range p.Scripts {
-		errs = append(errs, p.ControlOf(s.To).checkSQL(s.File, s.SQL))
+		errs = append(errs, p.ControlOf(s.To).checkSQL(s.File, s.SQL, true))
 	}
 	if p.Uninstall != nil {
-		errs = append(errs, p.Control.checkSQL("uninstall.sql", p.Uninstall))
+		errs = append(errs, p.Control.checkSQL("uninstall.sql", p.Uninstall, true))
 	}
 	return errors.Join(errs...)
 }
 
-func (c *Control) checkSQL(file string, sql []byte) error {
+// checkSQL checks one script. That is not strict if the control file could not be
+// read, which says what placeholders there are.
+func (c *Control) checkSQL(file string, sql []byte, strict bool) error {
 	sub := script.Substitution{File: file, Schema: "s", Relocatable: c.Relocatable, Owner: "o", ModulePathname: c.ModulePathname,
-		Required: map[string]string{}, Strict: true}
+		Required: map[string]string{}, Strict: strict}
 	for _, a := range c.Depends {
 		for _, r := range a {
 			sub.Required[r.Name] = "s"

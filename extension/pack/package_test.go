@@ -122,6 +122,101 @@ func TestReadDirErrors(t *testing.T) {
 	}
 }
 
+// All that is wrong with a directory is said at once, each thing once, and in an
+// order that does not change: control file, scripts, settings, other files.
+func TestAllErrors(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		why   string
+		files map[string]string
+		want  []string
+	}{
+		{"the post's layout", map[string]string{
+			"control":              "name = foo\nversoin = 1.0\nrelocatable = maybe\ndepends = bar (>= )\n",
+			"install.sql":          "SELECT @extschema:bar@.x();\nCOMMIT;\nSELECT 1;",
+			"instal.sql":           "SELECT 1;",
+			"more.sql":             "SELECT 1;",
+			"uninstall.sql":        "\\i x",
+			"upgrade/1.0.sql":      "SELECT 1;",
+			"upgrade/0.8--0.9.sql": "SELECT '\xe9'",
+			"upgrade/0.9--1.0.sql": "SELECT 'a",
+			"upgrades/a.sql":       "", "upgrades/b.sql": "",
+			"foo.conf":     "bar.x = 1\nfoo.y =\n",
+			"fo.conf":      "x = 1",
+			"objects.json": "[\n{]",
+		}, []string{
+			`control:2:1: unknown parameter "versoin": did you mean "version"?`,
+			`control:3:15: parameter "relocatable" must be true or false, not "maybe"`,
+			`control:4:`,
+			`upgrade/1.0.sql: the name of an upgrade must be FROM--TO.sql`,
+			`install.sql:2:1: COMMIT: transaction control`,
+			`upgrade/0.8--0.9.sql:1:9: byte 0xe9 is not UTF-8`,
+			`upgrade/0.9--1.0.sql:1:8: quoted string is not terminated`,
+			`uninstall.sql:1:1: psql command`,
+			`fo.conf: settings of package "foo" must be in foo.conf`,
+			`foo.conf:2:8: syntax error near the end of the line`,
+			`instal.sql: unknown file: did you mean "install.sql"?`,
+			`more.sql: unknown file: scripts are install.sql`,
+			`upgrades: unknown folder: did you mean "upgrade"?`,
+			`objects.json:2:`,
+		}},
+		{"no name, no script", map[string]string{"control": "version = 1\n", "foo.conf": "foo.x =\n", "upgrade/0--1.sql": "SELECT 'a"}, []string{
+			`control:1:1: parameter "name" is missing`,
+			`install.sql: file is missing`,
+			`upgrade/0--1.sql:1:8: quoted string is not terminated`,
+			`foo.conf:1:8: syntax error near the end of the line`,
+		}},
+		{"the server's layout", map[string]string{
+			"foo.control":       "default_version = '1.0'\nrelocatable = maybe\ncoment = 'x'\n",
+			"foo--1.0.sql":      "SELECT 1;\nCOMMIT;",
+			"sql/foo--1.0.sql":  "SELECT 2;",
+			"foo--1.0--1.1.sql": "SELECT 'a",
+			"foo--1.1.control":  "x = 1\n",
+			"foo.conf":          "foo.y =\n",
+		}, []string{
+			`foo.control:2:15: parameter "relocatable" must be true or false, not "maybe"`,
+			`foo.control:3:1: unknown parameter "coment": did you mean "comment"?`,
+			`sql/foo--1.0.sql: is the same script as foo--1.0.sql, and differs`,
+			`foo--1.0.sql:2:1: COMMIT: transaction control`,
+			`foo--1.0--1.1.sql:1:8: quoted string is not terminated`,
+			`foo.conf:1:8: syntax error near the end of the line`,
+		}},
+		{"the server's layout, and its control file is as it should be", map[string]string{
+			"foo.control": "default_version = '1.0'\n", "foo--1.0.sql": "COMMIT;",
+			"foo--1.1.control": "x = 1\n", "foo--1.2.control": "y = 1\n", "foo.conf": "foo.y =\n",
+		}, []string{
+			`foo--1.1.control:1:1: unknown parameter "x"`,
+			`foo--1.2.control:1:1: unknown parameter "y"`,
+			`foo--1.0.sql:1:1: COMMIT: transaction control`,
+			`foo.conf:1:8: syntax error near the end of the line`,
+		}},
+	} {
+		t.Run(tc.why, func(t *testing.T) {
+			fsys := fstest.MapFS{}
+			for name, text := range tc.files {
+				fsys[name] = &fstest.MapFile{Data: []byte(text), Mode: 0o644}
+			}
+			var first string
+			for range 20 { // maps have another order each time
+				p, err := Read(fsys)
+				if err == nil || p != nil {
+					t.Fatalf("read %+v, %v", p, err)
+				}
+				if first != "" && err.Error() != first {
+					t.Fatalf("first\n%s\nthen\n%s", first, err)
+				}
+				first = err.Error()
+			}
+			got := strings.Split(first, "\n")
+			for i := range max(len(got), len(tc.want)) {
+				if i >= len(got) || i >= len(tc.want) || !strings.HasPrefix(got[i], tc.want[i]) {
+					t.Fatalf("got\n%s\nwant\n%s", first, strings.Join(tc.want, "\n"))
+				}
+			}
+		})
+	}
+}
+
 func archive(t testing.TB, p *Package) ([]byte, string) {
 	t.Helper()
 	var b bytes.Buffer

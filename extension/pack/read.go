@@ -332,15 +332,13 @@ func (t tree) post() (*Package, error) {
 	if text == nil {
 		return nil, &Error{File: "control", Message: "file is missing"}
 	}
-	c, err := ParseControl("control", text.Data)
-	if err != nil {
-		return nil, err
-	}
+	c, err := parseControl("control", text.Data)
 	p := &Package{Control: c}
-	var errs []error
-	fail := func(file, format string, args ...any) {
-		errs = append(errs, &Error{File: file, Message: fmt.Sprintf(format, args...)})
+	w := wrong{control: err}
+	fail := func(in *[]error, file, format string, args ...any) {
+		*in = append(*in, &Error{File: file, Message: fmt.Sprintf(format, args...)})
 	}
+	misspelt := map[string]bool{} // what was probably meant by another name
 	for _, name := range slices.Sorted(maps.Keys(t)) {
 		f := t[name]
 		first, rest, inFolder := strings.Cut(name, "/")
@@ -350,46 +348,84 @@ func (t tree) post() (*Package, error) {
 		case first == "upgrade" && inFolder:
 			s, err := upgradeScript(c.Name, rest)
 			if err != nil {
-				fail(name, "%s", err)
+				fail(&w.scripts, name, "%s", err)
 				continue
 			}
 			s.File, s.SQL = name, f.Data
 			if o := p.script(s.From, s.To); o != nil {
-				fail(name, "is the same upgrade as %s", o.File)
+				fail(&w.scripts, name, "is the same upgrade as %s", o.File)
 				continue
 			}
 			p.Scripts = append(p.Scripts, s)
 		case inFolder:
-			if meant := near(first, roots); meant != "" && meant != first {
-				fail(first, "unknown folder: did you mean %q?", meant)
+			if meant := near(first, roots); meant != "" && meant != first && !misspelt[first+"/"] {
+				misspelt[first+"/"] = true // each of its files says so
+				fail(&w.files, first, "unknown folder: did you mean %q?", meant)
 			}
-		case strings.HasSuffix(name, ".conf") && name != c.Name+".conf":
-			fail(name, "settings of package %q must be in %s.conf", c.Name, c.Name)
+		case strings.HasSuffix(name, ".conf") && name != c.Name+".conf" && c.Name != "":
+			fail(&w.conf, name, "settings of package %q must be in %s.conf", c.Name, c.Name)
 		case strings.HasSuffix(name, ".control") || strings.HasSuffix(name, ".sql") && name != "uninstall.sql":
 			meant := near(name, roots)
 			if meant != "" {
-				fail(name, "unknown file: did you mean %q?", meant)
+				misspelt[meant] = true
+				fail(&w.files, name, "unknown file: did you mean %q?", meant)
 			} else {
-				fail(name, "unknown file: scripts are install.sql, uninstall.sql and upgrade/FROM--TO.sql")
+				fail(&w.files, name, "unknown file: scripts are install.sql, uninstall.sql and upgrade/FROM--TO.sql")
 			}
 		}
 	}
-	if len(errs) == 0 && p.script("", c.ExtVersion) == nil && c.Kind != KindLibrary {
-		fail("install.sql", "file is missing")
+	if t["install.sql"] == nil && !misspelt["install.sql"] && c.Kind != KindLibrary {
+		fail(&w.scripts, "install.sql", "file is missing")
 	}
-	if err := errors.Join(errs...); err != nil {
-		return nil, err
-	}
-	if err := t.rest(p); err != nil {
-		return nil, err
-	}
+	t.rest(p, &w)
 	for name, f := range t {
 		if f.Data != nil && (strings.HasPrefix(name, "lib/") || strings.HasPrefix(name, "share/")) {
 			p.Files = append(p.Files, *f)
 		}
 	}
+	p.check(&w, true)
+	if err := w.err(); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// wrong is what was found wrong with a directory, all of it, in the order in which
+// people are told.
+type wrong struct {
+	control              error // and then less is known of the rest
+	scripts, conf, files []error
+}
+
+func (w *wrong) err() error {
+	return errors.Join(slices.Concat([]error{w.control}, w.scripts, w.conf, w.files)...)
+}
+
+// check checks that scripts are UTF-8, unless the control file says that they are
+// something else, and with sql also what [Package.Check] does.
+func (p *Package) check(w *wrong, sql bool) {
 	p.sort()
-	return p, errors.Join(p.checkEncoding(), p.Check())
+	for _, s := range p.Scripts {
+		c := p.ControlOf(s.To)
+		other := c.Encoding != "" && c.Encoding != "UTF8"
+		if w.control != nil { // the line that is wrong may have said so
+			other = other || bytes.Contains(c.Text, []byte("encoding"))
+		}
+		if src := (&source{file: s.File, text: s.SQL}); !other && !src.check() {
+			w.add(&w.scripts, src.err())
+		} else if sql {
+			w.add(&w.scripts, c.checkSQL(s.File, s.SQL, w.control == nil))
+		}
+	}
+	if p.Uninstall != nil && sql {
+		w.add(&w.scripts, p.Control.checkSQL("uninstall.sql", p.Uninstall, w.control == nil))
+	}
+}
+
+func (w *wrong) add(in *[]error, err error) {
+	if err != nil {
+		*in = append(*in, err)
+	}
 }
 
 // upgradeScript reads the name of a file in upgrade/: FROM--TO.sql, which may
@@ -415,25 +451,26 @@ func upgradeScript(name, file string) (Script, error) {
 }
 
 // rest reads what both layouts have in the same way.
-func (t tree) rest(p *Package) error {
+func (t tree) rest(p *Package, w *wrong) {
 	if f := t["uninstall.sql"]; f != nil {
 		p.Uninstall = f.Data
 	}
-	if f := t[p.Control.Name+".conf"]; f != nil {
-		var err error
-		if p.Conf, err = ParseConf(f.Path, f.Data, p.Control.VariableClasses); err != nil {
-			return err
+	for _, name := range slices.Sorted(maps.Keys(t)) {
+		if name != p.Control.Name+".conf" && (p.Control.Name != "" || strings.Contains(name, "/") || path.Ext(name) != ".conf") {
+			continue
 		}
-		p.ConfText = f.Data
+		var err error
+		p.Conf, err = parseConf(name, t[name].Data, p.Control.VariableClasses, w.control == nil)
+		w.add(&w.conf, err)
+		p.ConfText = t[name].Data
 	}
 	if f := t["objects.json"]; f != nil {
 		d := json.NewDecoder(bytes.NewReader(f.Data))
 		d.DisallowUnknownFields()
 		if err := d.Decode(&p.Objects); err != nil {
-			return jsonError(f, err)
-		}
-		if _, err := d.Token(); !errors.Is(err, io.EOF) {
-			return &Error{File: f.Path, Message: "something stands behind the list of objects"}
+			w.files = append(w.files, jsonError(f, err))
+		} else if _, err := d.Token(); !errors.Is(err, io.EOF) {
+			w.files = append(w.files, &Error{File: f.Path, Message: "something stands behind the list of objects"})
 		}
 		if p.Objects == nil {
 			p.Objects = []Object{}
@@ -448,7 +485,6 @@ func (t tree) rest(p *Package) error {
 			p.Files = append(p.Files, File{Path: "doc/" + name, Mode: 0o644, Data: f.Data})
 		}
 	}
-	return nil
 }
 
 // jsonError gives an error of encoding/json a line and column where it has one.
@@ -463,20 +499,6 @@ func jsonError(f *File, err error) error {
 		return s.at(int(wrong.Offset), "%s cannot be %s", wrong.Field, wrong.Value)
 	}
 	return &Error{File: f.Path, Message: err.Error()}
-}
-
-// checkEncoding checks that scripts are UTF-8 unless the control file says that
-// they are something else.
-func (p *Package) checkEncoding() error {
-	for _, s := range p.Scripts {
-		if e := p.ControlOf(s.To).Encoding; e != "" && e != "UTF8" {
-			continue
-		}
-		if src := (&source{file: s.File, text: s.SQL}); !src.check() {
-			return src.err()
-		}
-	}
-	return nil
 }
 
 // native reads the server's layout.
@@ -496,16 +518,19 @@ func (t tree) native(name string) (*Package, error) {
 		return nil, &Error{File: file, Message: "file is missing"}
 	}
 	n := &native{control: Control{Name: name, Superuser: true, Kind: KindExtension, Preload: PreloadNone, Text: f.Data}}
-	if err := n.parse(file, f.Data, false); err != nil {
-		return nil, err
-	}
+	w := wrong{control: n.parse(file, f.Data, false)}
 	n.control.Text = withoutDirectory(file, f.Data)
 	p := &Package{native: true}
-	if err := t.scripts(p, name); err != nil {
+	t.scripts(p, name, &w)
+	if err := t.built(p, name, &n.control); err != nil && w.err() == nil {
 		return nil, err
 	}
-	if err := t.built(p, name, &n.control); err != nil {
-		return nil, err
+	if w.control != nil {
+		// Which version is meant may not be known: look at what does not need it.
+		p.Control = n.finish()
+		t.rest(p, &w)
+		p.check(&w, true)
+		return nil, w.err()
 	}
 	if len(p.Scripts) == 0 && n.directory != "" {
 		return nil, &Error{File: file, Message: fmt.Sprintf("its scripts are not here but in folder %q of the server's share directory (parameter \"directory\"): read that directory, the one above %q, which has both", n.directory, home)}
@@ -515,7 +540,8 @@ func (t tree) native(name string) (*Package, error) {
 		// Who creates it must name a version then. The latest is ours to choose.
 		versions := p.Versions()
 		if len(versions) == 0 {
-			return nil, &Error{File: file, Message: "there is no default_version, and no script installs one"}
+			w.control = &Error{File: file, Message: "there is no default_version, and no script installs one"}
+			return nil, w.err()
 		}
 		n.control.ExtVersion = versions[len(versions)-1]
 	}
@@ -523,15 +549,16 @@ func (t tree) native(name string) (*Package, error) {
 		m.apply(n)
 		p.meta = t["META.json"].Data
 	}
-	for name, a := range t {
-		base := path.Base(name)
+	for _, name := range slices.Sorted(maps.Keys(t)) {
+		a, base := t[name], path.Base(name)
 		version, isAux := strings.CutPrefix(strings.TrimSuffix(base, ".control"), n.control.Name+"--")
 		if !isAux || !strings.HasSuffix(base, ".control") {
 			continue
 		}
 		second := *n
 		if err := second.parse(name, a.Data, true); err != nil {
-			return nil, err
+			w.control = errors.Join(w.control, err)
+			continue
 		}
 		if p.secondary == nil {
 			p.secondary, p.aux = map[string]*Control{}, map[string][]byte{}
@@ -544,19 +571,23 @@ func (t tree) native(name string) (*Package, error) {
 		c.Text = p.Control.Text
 		p.Control = c
 	}
-	if err := t.rest(p); err != nil {
-		return nil, err
-	}
+	t.rest(p, &w)
 	for name, f := range t {
 		if f.Data != nil && (strings.HasPrefix(name, "share/") || strings.HasPrefix(name, "lib/") && isLibrary(name)) {
 			p.Files = append(p.Files, *f)
 		}
 	}
 	p.sort()
-	if _, err := p.Path("", p.Control.ExtVersion); err != nil {
+	if w.err() == nil {
+		if _, err := p.Path("", p.Control.ExtVersion); err != nil {
+			return nil, err
+		}
+	}
+	p.check(&w, w.err() != nil)
+	if err := w.err(); err != nil {
 		return nil, err
 	}
-	return p, p.checkEncoding()
+	return p, nil
 }
 
 func isLibrary(name string) bool {
@@ -569,7 +600,7 @@ func isLibrary(name string) bool {
 
 // scripts finds the scripts of a native package. In a source tree they may be
 // anywhere but among the tests.
-func (t tree) scripts(p *Package, name string) error {
+func (t tree) scripts(p *Package, name string, w *wrong) {
 	for _, file := range slices.Sorted(maps.Keys(t)) {
 		f := t[file]
 		dir, base := path.Split(file)
@@ -588,11 +619,11 @@ func (t tree) scripts(p *Package, name string) error {
 			if bytes.Equal(o.SQL, s.SQL) {
 				continue
 			}
-			return &Error{File: file, Message: fmt.Sprintf("is the same script as %s, and differs", o.File)}
+			w.scripts = append(w.scripts, &Error{File: file, Message: fmt.Sprintf("is the same script as %s, and differs", o.File)})
+			continue
 		}
 		p.Scripts = append(p.Scripts, s)
 	}
-	return nil
 }
 
 func isTests(dir string) bool {
