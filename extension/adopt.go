@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"rideau/extension/catalog"
 	"rideau/extension/pack"
@@ -18,10 +19,14 @@ import (
 // have made.
 type AdoptError struct {
 	Name, Version string
-	Missing       []string
+	Missing       []string // are not there
+	Differ        []string // are there with another definition
 }
 
 func (e *AdoptError) Error() string {
+	if len(e.Missing) == 0 {
+		return fmt.Sprintf("cannot adopt %s %s: not as the package makes it: %s", e.Name, e.Version, strings.Join(e.Differ, ", "))
+	}
 	return fmt.Sprintf("cannot adopt %s %s: not in the database: %s", e.Name, e.Version, strings.Join(e.Missing, ", "))
 }
 
@@ -31,7 +36,17 @@ func (e *AdoptError) Error() string {
 // the server (versioned depends and conflicts). Nothing but the ledger is
 // changed by it.
 func (s *Session) PlanAdopt(ctx context.Context, w Wish) (*Plan, error) {
-	o := s.primary.o
+	return s.PlanAdoption(ctx, Request{Install: []Wish{w}})
+}
+
+// PlanAdoption is PlanAdopt of the one wish of a request. With Modified, objects
+// may have other definitions than the package would give them; they are recorded
+// as they are.
+func (s *Session) PlanAdoption(ctx context.Context, req Request) (*Plan, error) {
+	if len(req.Install) != 1 {
+		return nil, fmt.Errorf("one extension is adopted at a time, not %d", len(req.Install))
+	}
+	w, o := req.Install[0], s.primary.o
 	k := s.known(ctx, Request{})
 	n, err := k.about(w.Name)
 	if err != nil {
@@ -62,7 +77,7 @@ func (s *Session) PlanAdopt(ctx context.Context, w Wish) (*Plan, error) {
 	}
 	step := Step{
 		Action: Adopt, Name: w.Name, To: chosen.called(), Mode: Module, Shelf: chosen.shelf.Name(), Signed: chosen.signed(),
-		SHA256: digest, Schema: w.Schema, pkg: pkg, SQL: []string{fmt.Sprintf("-- %s is recorded in schema \"extension\"; it is not changed", w.Name)},
+		SHA256: digest, Schema: w.Schema, pkg: pkg, modified: req.Modified, SQL: []string{fmt.Sprintf("-- %s is recorded in schema \"extension\"; it is not changed", w.Name)},
 	}
 	switch {
 	case installed:
@@ -93,7 +108,7 @@ func (s *Session) PlanAdopt(ctx context.Context, w Wish) (*Plan, error) {
 		}
 	}
 	return &Plan{
-		Request: Request{Install: []Wish{w}}, Node: o.Node, Database: o.Database, Role: o.Role.Name, Version: o.VersionText,
+		Request: req, Node: o.Node, Database: o.Database, Role: o.Role.Name, Version: o.VersionText,
 		Fingerprint: o.Fingerprint(), Steps: []Step{step},
 	}, nil
 }
@@ -101,19 +116,25 @@ func (s *Session) PlanAdopt(ctx context.Context, w Wish) (*Plan, error) {
 // adopt finds in the database what the package would have made, and records it.
 func (r *runner) adopt(ctx context.Context, s *Step, done *StepReport) error {
 	if s.Mode == Native {
-		members, err := catalog.Members(ctx, r.tx, s.Name)
-		if err != nil {
+		var err error
+		if done.Objects, err = r.memberCount(ctx, s); err != nil {
 			return err
 		}
-		done.Objects = len(members)
 		return r.record(ctx, s, nil)
 	}
 	wanted := s.pkg.Objects
-	if wanted == nil {
-		var err error
-		if wanted, err = r.learn(ctx, s); err != nil {
-			return fmt.Errorf("could not find out what %s %s is made of (a package with objects.json says so): %w", s.Name, s.To, err)
-		}
+	made, err := r.tryBeside(ctx, s)
+	switch {
+	case err == nil && wanted == nil:
+		wanted = manifest(made, trialSchema(s.Name))
+	case err == nil:
+	case !tellsOfScript(err) || r.tx.Conn().IsClosed():
+		return err
+	case wanted == nil:
+		return fmt.Errorf("could not find out what %s %s is made of (a package with objects.json says so): %w", s.Name, s.To, err)
+	default:
+		r.report.Notes = append(r.report.Notes, fmt.Sprintf(
+			"%s: only names and owners were compared, not definitions, because its script cannot be executed beside what is there: %v", s.Name, err))
 	}
 	identities := make([]catalog.Object, len(wanted))
 	for i, o := range wanted {
@@ -151,8 +172,138 @@ func (r *runner) adopt(ctx context.Context, s *Step, done *StepReport) error {
 	if len(missing.Missing) > 0 {
 		return missing
 	}
+	if missing.Differ, err = r.differ(ctx, s, made, found); err != nil {
+		return err
+	}
+	if len(missing.Differ) > 0 && !s.modified {
+		return missing
+	}
+	for _, o := range missing.Differ {
+		r.report.Notes = append(r.report.Notes, fmt.Sprintf("%s: %s is not as the package makes it, and is recorded as it is", s.Name, o))
+	}
 	done.Objects = len(found)
 	return r.record(ctx, s, found)
+}
+
+// differ lists those of the objects found whose definitions are not what the
+// package has made on trial.
+func (r *runner) differ(ctx context.Context, s *Step, made, found []catalog.Object) ([]string, error) {
+	md5s := map[string]string{}
+	for _, o := range made {
+		md5s[objectText(relative(o, trialSchema(s.Name)))] = o.MD5
+	}
+	now, err := definitions(ctx, r.tx, found, trialSchema(s.Name), s.Schema)
+	if err != nil {
+		return nil, err
+	}
+	var list []string
+	for i, o := range found {
+		if want, ok := md5s[objectText(relative(o, s.Schema))]; ok && want != now[i] {
+			list = append(list, o.String())
+		}
+	}
+	return list, nil
+}
+
+// tellsOfScript says whether an error is about a script, and not about the times:
+// a lock that somebody has, a session that is lost.
+func tellsOfScript(err error) bool {
+	var server *pgconn.PgError
+	if errors.As(err, &server) {
+		return !worthAnotherTry(err) && !strings.HasPrefix(server.Code, "57") && !strings.HasPrefix(server.Code, "53")
+	}
+	return !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded)
+}
+
+// tryBeside executes the script of a package in a schema of its own, sees what it
+// makes, and undoes it. Their hashes are those of definitions.
+func (r *runner) tryBeside(ctx context.Context, s *Step) (objects []catalog.Object, err error) {
+	o := r.s.primary.o
+	schema := trialSchema(s.Name)
+	err = pgx.BeginFunc(ctx, r.tx, func(inner pgx.Tx) error {
+		step := Step{Action: Install, Name: s.Name, To: s.To, Mode: Module, pkg: s.pkg, Schema: schema, MakeSchema: true}
+		schemas := o.targetSchemas()
+		schemas[step.Name] = schema
+		if err := step.writeSQL(o, offer{name: step.Name, version: step.To}, schemas, r.s.cfg.enforced); err != nil {
+			return err
+		}
+		before, err := catalog.Capture(ctx, inner)
+		if err != nil {
+			return err
+		}
+		if err := r.exec(ctx, &step, "CREATE SCHEMA "+quoteIdent(schema)); err != nil {
+			return err
+		}
+		for _, sc := range step.scripts {
+			if _, err := r.run(ctx, &step, sc); err != nil {
+				return err
+			}
+		}
+		diff, err := before.Difference(ctx, inner)
+		if err != nil {
+			return err
+		}
+		objects = slices.DeleteFunc(diff.Created, func(o catalog.Object) bool { return o.Type == "schema" && o.Names[0] == schema })
+		md5s, err := definitions(ctx, inner, objects, schema, s.Schema)
+		if err != nil {
+			return err
+		}
+		for i := range objects {
+			objects[i].MD5 = md5s[i]
+		}
+		return errRollback
+	})
+	if !errors.Is(err, errRollback) {
+		return nil, err
+	}
+	return objects, nil
+}
+
+// definitions returns hashes of the definitions of objects. They are the same in
+// the schema of a trial as in the other: whatever is written like the name of
+// either, with quotes or without, counts as one name. That is too much where a
+// word is like the name of a schema, and the same too much for both.
+func definitions(ctx context.Context, tx pgx.Tx, objects []catalog.Object, trial, schema string) ([]string, error) {
+	const hash = "md5(CASE"
+	query := catalog.DescribeSQL()
+	at := strings.Index(query, hash)
+	end := strings.LastIndex(query, "END)")
+	if at < 0 || end < at || strings.Count(query, hash) != 1 {
+		return nil, errors.New("extension: the definitions are not where they were in the query of package catalog")
+	}
+	query = query[:at] + "md5(replace(replace(replace(replace(CASE" + query[at+len(hash):end] +
+		"END, quote_ident($3), E'\\x01'), $3, E'\\x01'), quote_ident($4), E'\\x01'), $4, E'\\x01'))" + query[end+len("END)"):]
+	classIDs, oids := make([]uint32, len(objects)), make([]uint32, len(objects))
+	for i, o := range objects {
+		classIDs[i], oids[i] = o.ClassID, o.OID
+	}
+	md5s := make([]string, len(objects))
+	err := pgx.BeginFunc(ctx, tx, func(inner pgx.Tx) error {
+		// A definition is written with every schema in it but the system's, and
+		// without the words of a session.
+		if _, err := inner.Exec(ctx, "SET LOCAL search_path = pg_catalog, pg_temp"); err != nil {
+			return err
+		}
+		rows, err := inner.Query(ctx, "SELECT d.n, d.md5 FROM ("+query+") AS d (n, type, names, args, identity, owner, extension, grantees, md5)", classIDs, oids, trial, schema)
+		if err != nil {
+			return err
+		}
+		var n int
+		var md5 *string
+		if _, err := pgx.ForEachRow(rows, []any{&n, &md5}, func() error {
+			if md5 != nil {
+				md5s[n-1] = *md5
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+		return errRollback
+	})
+	if !errors.Is(err, errRollback) {
+		return nil, fmt.Errorf("could not compare definitions: %w", err)
+	}
+	return md5s, nil
 }
 
 // absolute is the opposite of relative.
@@ -188,7 +339,7 @@ func (s *Session) Manifest(ctx context.Context, pkg *pack.Package) (_ []pack.Obj
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, tx.Rollback(context.WithoutCancel(ctx))) }()
-	r := &runner{s: s, tx: tx, role: s.primary.o.Role.Name}
+	r := s.runner(tx)
 	step := &Step{Action: Install, Name: pkg.Control.Name, To: sqlVersion(pkg.Control), Mode: Module, pkg: pkg}
 	objects, err := r.learn(ctx, step)
 	if err != nil {

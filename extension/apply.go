@@ -23,7 +23,8 @@ type Report struct {
 	Tries    int           `json:"tries"`
 	Elapsed  time.Duration `json:"elapsed_ns"`
 	Restart  []string      `json:"restart,omitempty"`
-	Set      []string      `json:"set,omitempty"` // settings of the servers that were made: "work_mem at db1:5432"
+	Set      []string      `json:"set,omitempty"`     // settings of the servers that were made: "work_mem at db1:5432"
+	Removed  []string      `json:"removed,omitempty"` // files that no database needs any more: "3 files of foo at db1:5432"
 	Notes    []string      `json:"notes,omitempty"`
 }
 
@@ -62,7 +63,7 @@ func (s *Session) Apply(ctx context.Context, p *Plan, dry bool) (_ *Report, err 
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, unlock()) }()
-	if !dry && len(p.Files)+len(p.Preload)+len(p.System) > 0 {
+	if !dry && len(p.Files)+len(p.Paths)+len(p.Preload)+len(p.System)+len(p.Remove) > 0 {
 		unlock, err := s.lockServer(ctx)
 		if err != nil {
 			return nil, err
@@ -80,14 +81,15 @@ func (s *Session) Apply(ctx context.Context, p *Plan, dry bool) (_ *Report, err 
 	}
 	report := &Report{Database: p.Database, Node: p.Node, DryRun: dry, Restart: p.Restart, Notes: slices.Clone(p.Notes)}
 	on := s.primary
+	done := &journal{}
 	if dry {
 		end, err := s.rehearse(ctx, p, &on)
 		if err != nil {
 			return nil, err
 		}
 		defer func() { err = errors.Join(err, end()) }()
-	} else if err := s.prepare(ctx, p, report); err != nil {
-		return nil, err
+	} else if err := s.prepare(ctx, p, report, done); err != nil {
+		return nil, done.undo(ctx, err)
 	}
 	for try := 1; ; try++ {
 		r, err := s.transact(ctx, on, p, dry)
@@ -97,14 +99,14 @@ func (s *Session) Apply(ctx context.Context, p *Plan, dry bool) (_ *Report, err 
 			break
 		}
 		if !worthAnotherTry(err) {
-			return nil, err
+			return nil, done.undo(ctx, err)
 		}
 		if try >= s.cfg.Tries {
-			return nil, &LockedError{Database: p.Database, Tries: try, Err: err}
+			return nil, done.undo(ctx, &LockedError{Database: p.Database, Tries: try, Err: err})
 		}
 		s.cfg.Log.Info("the database is busy, trying again", "database", p.Database, "try", try, "err", err)
 		if err := pause(ctx, time.Duration(min(try, 10))*100*time.Millisecond); err != nil {
-			return nil, err
+			return nil, done.undo(ctx, err)
 		}
 	}
 	if !dry {
@@ -114,22 +116,27 @@ func (s *Session) Apply(ctx context.Context, p *Plan, dry bool) (_ *Report, err 
 	return report, err
 }
 
-// prepare does what comes before the transaction: all of it can be done twice.
-func (s *Session) prepare(ctx context.Context, p *Plan, report *Report) error {
+// prepare does what comes before the transaction: all of it can be done twice, and
+// undone by the journal.
+func (s *Session) prepare(ctx context.Context, p *Plan, report *Report, j *journal) error {
 	notes, preloaded, err := s.trySystem(ctx, p)
 	if err != nil {
 		return err
 	}
 	report.Notes = append(report.Notes, notes...)
-	if err := s.bring(ctx, p.Files); err != nil {
+	if len(p.Files) > 0 {
+		if err := s.sweep(ctx); err != nil {
+			return err
+		}
+	}
+	if err := s.bring(ctx, p.Files, j); err != nil {
 		return err
 	}
-	if notes, err = s.leadThere(ctx, p); err != nil {
+	if err := s.lead(ctx, p.Paths, j, report); err != nil {
 		return err
 	}
-	report.Notes = append(report.Notes, notes...)
 	if len(p.Preload) > 0 {
-		return s.preload(ctx, p)
+		return s.preload(ctx, p, j)
 	}
 	return s.findable(ctx, preloaded)
 }
@@ -160,6 +167,8 @@ func pause(ctx context.Context, d time.Duration) error {
 // before the transaction's snapshot is taken.
 func (s *Session) lock(ctx context.Context) (unlock func() error, err error) {
 	conn := s.primary.conn
+	// As long as for the locks of a script: so often, so long.
+	deadline := time.Now().Add(time.Duration(s.cfg.Tries) * s.cfg.LockTimeout)
 	for try := 1; ; try++ {
 		var ok bool
 		if err := conn.QueryRow(ctx, "SELECT pg_try_advisory_lock($1::int, $2::int)", ledger.LockClass, ledger.LockKey).Scan(&ok); err != nil {
@@ -174,11 +183,14 @@ AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`
 		if err != nil {
 			return nil, err
 		}
-		if try >= s.cfg.Tries {
-			return nil, &LockedError{Database: s.primary.o.Database, Tries: try, Err: fmt.Errorf("somebody else installs extensions there: %s", who)}
+		left := time.Until(deadline)
+		if left <= 0 {
+			return nil, &LockedError{Database: s.primary.o.Database, Tries: s.cfg.Tries, Err: fmt.Errorf("somebody else installs extensions there: %s", who)}
 		}
-		s.cfg.Log.Info("waiting for the lock of the database", "database", s.primary.o.Database, "try", try, "holder", who)
-		if err := pause(ctx, time.Duration(min(try, 10))*100*time.Millisecond); err != nil {
+		if try == 1 {
+			s.cfg.Log.Info("waiting for the lock of the database", "database", s.primary.o.Database, "holder", who)
+		}
+		if err := pause(ctx, min(left, time.Duration(min(try, 10))*100*time.Millisecond)); err != nil {
 			return nil, err
 		}
 	}
@@ -345,7 +357,8 @@ func (s *Session) transact(ctx context.Context, on *node, p *Plan, dry bool) (_ 
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, rollback(ctx, tx)) }()
-	r := &runner{s: s, tx: tx, allowOpen: p.Request.AllowOpen, role: s.primary.o.Role.Name, root: on.store(dry)}
+	r := s.runner(tx)
+	r.allowOpen, r.root = p.Request.AllowOpen, on.store(dry)
 	if _, err := tx.Exec(ctx, fmt.Sprintf("SET LOCAL lock_timeout = %d", s.cfg.LockTimeout.Milliseconds())); err != nil {
 		return nil, err
 	}
@@ -417,11 +430,13 @@ func (s *Session) rehearse(ctx context.Context, p *Plan, on **node) (end func() 
 	if err != nil {
 		return nil, err
 	}
-	s.primary.rehearsal = newRehearsal()
+	if s.primary.rehearsal, err = newRehearsal(ctx, conn); err != nil {
+		return nil, errors.Join(err, hangUp(ctx, conn))
+	}
 	*on = &node{config: s.primary.config, conn: conn, o: s.primary.o, rehearsal: s.primary.rehearsal}
 	files, err := s.files(p, true)
 	if err == nil {
-		err = s.bring(ctx, files)
+		err = s.bring(ctx, files, nil)
 	}
 	end = func() error {
 		err := hangUp(ctx, conn)

@@ -82,6 +82,7 @@ func (s *Session) examine(ctx context.Context, opt DoctorOptions) (*Examination,
 		{"libraries", s.lookAtLibraries},
 		{"preloaded libraries", s.lookAtPreload},
 		{"the nodes", s.lookAtNodes},
+		{"files that were brought", s.lookAtStore},
 	} {
 		if err := look.do(ctx, x); err != nil {
 			return nil, fmt.Errorf("could not look at %s: %w", look.at, err)
@@ -114,7 +115,11 @@ func (s *Session) lookAtVersions(ctx context.Context, x *Examination) error {
 			x.add(Note, nil, "%s is %s, its files on the server are of %s, and there is no path of updates between them", e.Name, e.Version, available[at].Version)
 		}
 		if (e.Mode == Native || e.Mode == Path) && len(available) == 0 {
-			x.add(No, []string{fmt.Sprintf("Install the files of %s %s on the server again, or drop the extension.", e.Name, e.Version)},
+			fix := fmt.Sprintf("Install the files of %s %s on the server again, or drop the extension.", e.Name, e.Version)
+			if e.Mode == Path {
+				fix = "rideau extension install " + e.Name + ", with a registry that has it"
+			}
+			x.add(No, []string{fix},
 				"%s %s is installed, and the server has no files of it: a dump cannot be restored here", e.Name, e.Version)
 		}
 	}
@@ -150,7 +155,10 @@ func (s *Session) lookAtModules(ctx context.Context, x *Examination) error {
 			return err
 		}
 		for _, o := range e.Missing {
-			x.add(No, nil, "%s of module %s is gone", o, in.Name)
+			x.add(No, []string{
+				"Make it again as it was, or have all of the module anew; what is in its tables goes then:",
+				"rideau extension uninstall --modified " + in.Name, "rideau extension install " + in.Name,
+			}, "%s of module %s is gone", o, in.Name)
 		}
 		for _, o := range e.Modified {
 			x.add(Note, nil, "%s of module %s is not as its package made it", o, in.Name)

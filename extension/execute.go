@@ -28,6 +28,11 @@ type runner struct {
 	report    Report
 }
 
+// runner is one that does as this session's role, in a transaction of it.
+func (s *Session) runner(tx pgx.Tx) *runner {
+	return &runner{s: s, tx: tx, role: s.primary.o.Role.Name}
+}
+
 func (r *runner) step(ctx context.Context, s *Step) (*StepReport, error) {
 	done := &StepReport{Action: s.Action, Name: s.Name, From: s.From, To: s.To, Mode: s.Mode, Schema: s.Schema}
 	o := r.s.primary.o
@@ -122,27 +127,107 @@ func (r *runner) native(ctx context.Context, s *Step, done *StepReport) error {
 		return err
 	}
 	if err := r.asPeople(ctx, s, s.ddl); err != nil {
+		return s.inScript(err)
+	}
+	var err error
+	if done.Objects, err = r.memberCount(ctx, s); err != nil {
 		return err
 	}
-	members, err := catalog.Members(ctx, r.tx, s.Name)
+	made, err := r.madeSchema(ctx, s)
 	if err != nil {
 		return err
 	}
-	done.Objects = len(members)
 	if s.pkg == nil {
 		if s.in == nil || s.in.Entry == nil {
 			return nil
 		}
 		entry := *s.in.Entry // what it depends on is what the last package said
 		entry.Version = s.To
-		return ledger.Record(ctx, r.tx, entry, nil)
+		return ledger.Record(ctx, r.tx, entry, made)
 	}
 	if s.Action == Install && s.pkg.Objects != nil && s.To == sqlVersion(s.pkg.Control) && r.s.cfg.enforced(Manifest) {
+		members, err := catalog.Members(ctx, r.tx, s.Name)
+		if err != nil {
+			return err
+		}
 		if what := compareManifest(s.pkg.Objects, s.Schema, members); len(what) > 0 {
 			return &RuleError{Name: s.Name, Version: s.To, Rule: Manifest, What: what}
 		}
 	}
-	return r.record(ctx, s, nil)
+	return r.record(ctx, s, made)
+}
+
+// memberCount is how many members an extension has.
+func (r *runner) memberCount(ctx context.Context, s *Step) (n int, err error) {
+	err = r.tx.QueryRow(ctx, `
+SELECT count(DISTINCT (d.classid, d.objid)) FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_extension e ON e.oid OPERATOR(pg_catalog.=) d.refobjid
+WHERE d.refclassid OPERATOR(pg_catalog.=) 3079 AND d.deptype OPERATOR(pg_catalog.=) 'e' AND e.extname OPERATOR(pg_catalog.=) $1`, s.Name).Scan(&n)
+	if err != nil {
+		return 0, fmt.Errorf("%s: could not count its members: %w", s.Name, err)
+	}
+	return n, nil
+}
+
+// madeSchema is the schema that was made for an extension, now or when it was
+// installed, as the ledger is to have it: it goes with the extension. What mode
+// native makes is not recorded anywhere.
+func (r *runner) madeSchema(ctx context.Context, s *Step) ([]catalog.Object, error) {
+	var made []catalog.Object
+	switch {
+	case s.Action == Install && s.MakeSchema && s.Mode != Native:
+		found, err := catalog.Lookup(ctx, r.tx, []catalog.Object{{Type: "schema", Names: []string{s.Schema}}})
+		if err != nil {
+			return nil, err
+		}
+		made = found
+	case s.in != nil && s.in.Entry != nil:
+		var err error
+		if made, err = r.moduleObjects(ctx, s.Name); err != nil {
+			return nil, err
+		}
+	}
+	return slices.DeleteFunc(made, func(o catalog.Object) bool { return o.Type != "schema" || o.OID == 0 }), nil
+}
+
+// inScript says where in a script of ours CREATE EXTENSION has failed, if it did:
+// the server names the file and, from 18 on, the line in the error's context, in
+// its own language.
+func (s *Step) inScript(err error) error {
+	var server *pgconn.PgError
+	if s.Mode != Path || s.pkg == nil || !errors.As(err, &server) {
+		return err
+	}
+	files, filesErr := s.pkg.Path(s.From, s.To)
+	if filesErr != nil {
+		return err
+	}
+	for _, sc := range files {
+		called := s.Name + "--" + strings.TrimPrefix(sc.From+"--"+sc.To, "--") + ".sql"
+		_, rest, ok := strings.Cut(server.Where, called)
+		if !ok {
+			continue
+		}
+		var line int
+		if at := strings.IndexAny(rest, "0123456789"); at >= 0 {
+			if _, scanErr := fmt.Sscan(rest[at:], &line); scanErr != nil {
+				line = 0
+			}
+		}
+		st := script.Statement{SQL: strings.TrimSpace(server.InternalQuery), File: called, Line: max(line, 1), Column: 1}
+		if statements, splitErr := script.Split(called, sc.SQL); splitErr == nil {
+			for _, one := range statements {
+				if one.Line <= line { // the last that begins there or before
+					st.SQL, st.Line, st.Column = one.SQL, one.Line, one.Column
+				}
+			}
+		}
+		e := &ScriptError{Name: s.Name, File: sc.File, Line: st.Line, Column: st.Column, Statement: beginning(st.SQL), Err: server}
+		if server.InternalPosition > 0 && strings.Contains(st.SQL, strings.TrimSuffix(strings.TrimSpace(server.InternalQuery), ";")) {
+			e.Line, e.Column = script.Position(st, int(server.InternalPosition))
+		}
+		return e
+	}
+	return err
 }
 
 // libraryPath leads to the libraries that were brought for a step.
@@ -218,7 +303,11 @@ func (r *runner) scripted(ctx context.Context, s *Step, done *StepReport) error 
 		if err := r.graft(ctx, s, diff.Created, dumped); err != nil {
 			return err
 		}
-		return r.record(ctx, s, nil)
+		made, err := r.madeSchema(ctx, s)
+		if err != nil {
+			return err
+		}
+		return r.record(ctx, s, made)
 	}
 	// What was changed has another definition now.
 	if objects, err = catalog.Describe(ctx, r.tx, objects); err != nil {
@@ -713,13 +802,16 @@ func (s *Session) nameDropped(ctx context.Context, dropped []catalog.Object) ([]
 
 // uninstallNative drops an extension, and says what else a CASCADE has dropped.
 func (r *runner) uninstallNative(ctx context.Context, s *Step, done *StepReport) error {
-	members, err := catalog.Members(ctx, r.tx, s.Name)
-	if err != nil {
+	var members []catalog.Object
+	var before *catalog.Snapshot
+	var err error
+	if done.Objects, err = r.memberCount(ctx, s); err != nil {
 		return err
 	}
-	done.Objects = len(members)
-	var before *catalog.Snapshot
 	if s.cascade {
+		if members, err = catalog.Members(ctx, r.tx, s.Name); err != nil {
+			return err
+		}
 		if members, err = catalog.Parts(ctx, r.tx, members); err != nil {
 			return err
 		}
@@ -736,9 +828,41 @@ func (r *runner) uninstallNative(ctx context.Context, s *Step, done *StepReport)
 		}
 	}
 	if s.in.Entry == nil {
-		return nil
+		return r.emptySchema(ctx, s)
+	}
+	made, err := r.madeSchema(ctx, s)
+	if err != nil {
+		return err
+	}
+	o := r.s.primary.o
+	if len(made) > 0 && made[0].Names[0] == s.Schema && (o.Ledger.Trusted || o.Ledger.Owner == o.Role.Name) {
+		err = r.dropSchema(ctx, s)
+	} else {
+		err = r.emptySchema(ctx, s)
+	}
+	if err != nil {
+		return err
 	}
 	return ledger.Forget(ctx, r.tx, s.Name)
+}
+
+// emptySchema says that a schema is left with nothing in it: it may have been made
+// for what was dropped, and nobody has written that down.
+func (r *runner) emptySchema(ctx context.Context, s *Step) error {
+	if s.Schema == "public" || s.Schema == "pg_catalog" {
+		return nil
+	}
+	var empty bool
+	err := r.tx.QueryRow(ctx, `
+SELECT NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.refclassid OPERATOR(pg_catalog.=) 2615 AND d.refobjid OPERATOR(pg_catalog.=) n.oid)
+FROM pg_catalog.pg_namespace n WHERE n.nspname OPERATOR(pg_catalog.=) $1`, s.Schema).Scan(&empty)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	}
+	if err == nil && empty {
+		r.report.Notes = append(r.report.Notes, fmt.Sprintf("schema %q is empty now, and stays; if it was for %s only: DROP SCHEMA %s", s.Schema, s.Name, quoteIdent(s.Schema)))
+	}
+	return err
 }
 
 // sayDropped reports what went with an extension and was not a part of it.

@@ -1,6 +1,7 @@
 package extension
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -94,7 +95,11 @@ func (s *Session) removals(k *known, req Request) ([]string, error) {
 	remove := slices.Clone(req.Uninstall)
 	for _, name := range req.Uninstall {
 		if _, ok := s.primary.o.Find(name); !ok {
-			return nil, &NotInstalledError{Name: name, Database: s.primary.o.Database}
+			if !s.stored(name) {
+				return nil, &NotInstalledError{Name: name, Database: s.primary.o.Database}
+			}
+			remove = slices.DeleteFunc(remove, func(r string) bool { return r == name }) // its files may have to go
+			continue
 		}
 		others := slices.DeleteFunc(resolve.Dependents(problem, name), func(d string) bool { return slices.Contains(remove, d) })
 		if len(others) > 0 && !req.Cascade {
@@ -366,9 +371,37 @@ func (s *Session) planNodes(ctx context.Context, p *Plan, req Request) error {
 	if err := s.redo(ctx, p, req); err != nil {
 		return err
 	}
-	if len(s.standbys) == 0 {
-		return nil
+	if len(s.standbys) > 0 {
+		if err := s.planSkew(ctx, p, req); err != nil {
+			return err
+		}
 	}
+	var u *users
+	ask := func() (_ *users, err error) {
+		if u == nil {
+			u, err = s.users(ctx)
+		}
+		return u, err
+	}
+	if err := s.replaced(ctx, p, ask); err != nil {
+		return err
+	}
+	if err := s.planRemovals(ctx, p, ask); err != nil {
+		return err
+	}
+	var notes []string
+	if p.Paths, notes, err = s.leading(ctx, p); err != nil {
+		return err
+	}
+	p.Notes = append(p.Notes, notes...)
+	if err := s.stays(ctx, p); err != nil {
+		return err
+	}
+	return s.speaksOfPreload(ctx, p)
+}
+
+// planSkew plans the files that standbys lack.
+func (s *Session) planSkew(ctx context.Context, p *Plan, req Request) error {
 	bring, problems, notes, err := s.skew(ctx, p)
 	if err != nil {
 		return err
@@ -383,6 +416,152 @@ func (s *Session) planNodes(ctx context.Context, p *Plan, req Request) error {
 		}
 	}
 	return nil
+}
+
+// stays says what an uninstallation leaves behind: settings of the whole server.
+func (s *Session) stays(ctx context.Context, p *Plan) error {
+	o := s.primary.o
+	for i := range p.Steps {
+		step := &p.Steps[i]
+		if step.Action != Uninstall {
+			continue
+		}
+		var libs []string
+		if e := step.in.Entry; e != nil && (o.Ledger.Trusted || o.Ledger.Owner == o.Role.Name) {
+			for _, set := range e.Settings {
+				if set.Scope != pack.ScopeSystem {
+					continue
+				}
+				if isLibraryList(set.Name) {
+					if strings.EqualFold(set.Name, sharedPreload) {
+						more, err := splitLibraries(set.Value)
+						if err != nil {
+							return fmt.Errorf("%s: %s: %w", step.Name, set.Name, err)
+						}
+						libs = mergeList(libs, more)
+					}
+					continue
+				}
+				if o.Role.Superuser {
+					_, ok, err := s.primary.autoSetting(ctx, set.Name)
+					if err != nil {
+						return err
+					}
+					if !ok {
+						continue
+					}
+				}
+				p.Notes = append(p.Notes, fmt.Sprintf("%s, which foo.conf of %s has set for the whole server, stays; on every node: ALTER SYSTEM RESET %s", set.Name, step.Name, quoteSetting(set.Name)))
+			}
+			// How a module says what must be loaded for it.
+			if c, err := pack.ParseControl("control", e.Control); err == nil && c.Preload == "shared" {
+				libs = mergeList(libs, []string{step.Name})
+			}
+		}
+		for _, n := range s.nodes() {
+			if !n.o.Role.Superuser {
+				continue
+			}
+			own := slices.Clone(libs)
+			if m := n.o.Store.find(step.Name); m != nil {
+				for _, f := range m.Files {
+					if strings.HasPrefix(f.Path, storeLibraries+"/") {
+						own = append(own, bareLibrary(f.Path))
+					}
+				}
+			}
+			if step.Mode != Module {
+				server, _, err := n.serverLibraries(ctx, step.Name)
+				if err != nil {
+					return fmt.Errorf("%s: could not find out which libraries %s needs: %w", n.o.Node, step.Name, err)
+				}
+				own = append(own, server...)
+			}
+			next, err := n.nextPreload(ctx)
+			if err != nil {
+				return err
+			}
+			without := slices.DeleteFunc(slices.Clone(next), func(lib string) bool {
+				return slices.ContainsFunc(own, func(o string) bool { return bareLibrary(o) == bareLibrary(lib) })
+			})
+			if len(without) == len(next) {
+				continue
+			}
+			c := SystemChange{Name: sharedPreload, Values: without, List: true}
+			sql := c.SQL()
+			if len(without) == 0 {
+				sql = "ALTER SYSTEM RESET " + sharedPreload
+			}
+			p.Notes = append(p.Notes, fmt.Sprintf("the library of %s stays in %s of %s, until somebody says there: %s", step.Name, sharedPreload, n.o.Node, sql))
+		}
+	}
+	return nil
+}
+
+// speaksOfPreload says of new extensions that their libraries may want to be loaded
+// when the server starts, and are not.
+func (s *Session) speaksOfPreload(ctx context.Context, p *Plan) error {
+	coming := slices.Clone(p.Preload)
+	for _, c := range p.System {
+		if strings.EqualFold(c.Name, sharedPreload) {
+			coming = append(coming, c.Values...)
+		}
+	}
+	for i := range p.Steps {
+		step := &p.Steps[i]
+		if step.Action != Install || step.Mode == Module {
+			continue
+		}
+		for _, n := range s.nodes() {
+			if !n.o.Role.Superuser || !n.o.PreloadKnown {
+				continue
+			}
+			speak, err := n.speaking(ctx, step)
+			if err != nil {
+				return fmt.Errorf("%s: could not look into the libraries of %s: %w", n.o.Node, step.Name, err)
+			}
+			for _, lib := range speak {
+				if slices.ContainsFunc(slices.Concat(coming, n.o.Preloaded), func(l string) bool { return bareLibrary(l) == lib }) {
+					continue
+				}
+				p.Notes = append(p.Notes, fmt.Sprintf("the library %s of %s speaks of %s, and is not in it at %s: until it is, and the server is restarted, some of %s may not work",
+					lib, step.Name, sharedPreload, n.o.Node, step.Name))
+			}
+		}
+	}
+	return nil
+}
+
+// speaking lists the libraries of a step that have the name of the parameter in
+// them: in a message, most probably, that they must be in it.
+func (n *node) speaking(ctx context.Context, step *Step) (list []string, err error) {
+	if step.pkg != nil && step.Mode != Native {
+		for _, f := range step.pkg.Files {
+			if strings.HasPrefix(f.Path, "lib/") && bytes.Contains(f.Data, []byte(sharedPreload)) {
+				list = append(list, bareLibrary(f.Path))
+			}
+		}
+		return list, nil
+	}
+	libs, _, err := n.serverLibraries(ctx, step.Name)
+	if err != nil || n.o.LibDir == "" {
+		return nil, err
+	}
+	for _, lib := range libs {
+		file, sum, err := n.library(ctx, lib)
+		if err != nil || sum == "" {
+			return nil, err
+		}
+		var speaks bool
+		err = n.conn.QueryRow(ctx, "SELECT position(convert_to($2::text, 'UTF8') IN pg_read_binary_file($1)) > 0", file, sharedPreload).Scan(&speaks)
+		if err != nil {
+			return nil, err
+		}
+		if speaks {
+			list = append(list, bareLibrary(lib))
+		}
+	}
+	return list, nil
 }
 
 func (s *Session) node(name string) *node {

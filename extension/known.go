@@ -311,6 +311,31 @@ func (k *known) Near(name string) []string {
 	return near
 }
 
+// packageOf fetches the package of a name that has this sha256, nil if no shelf has
+// it.
+func (k *known) packageOf(ctx context.Context, name, digest string) (*pack.Package, error) {
+	n, err := k.about(name)
+	if err != nil || digest == "" {
+		return nil, err
+	}
+	for _, v := range names(n.offers) {
+		r := n.offers[v].release
+		if r == nil || r.SHA256 != "" && r.SHA256 != digest {
+			continue
+		}
+		pkg, err := r.shelf.Fetch(ctx, name, r.Version)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", r.shelf.Name(), err)
+		}
+		if has, err := digestOf(pkg); err != nil {
+			return nil, err
+		} else if has == digest {
+			return pkg, nil
+		}
+	}
+	return nil, nil
+}
+
 // reachable says whether what is installed can be upgraded to a version.
 func (k *known) reachable(name, from, to string) bool {
 	n := k.names[name]

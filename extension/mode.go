@@ -61,8 +61,13 @@ func chooseMode(o *Observed, of offer, wanted Mode, reachable bool, enforced fun
 		}
 		return choice, nil
 	}
+	order := []Mode{Native, Path, Module}
+	if slices.Contains(o.Stored, of.name) && of.release != nil && !o.Role.Superuser {
+		// Its files are not the server's own choice: what else the package says counts.
+		order = []Mode{Module, Native, Path}
+	}
 	var reasons []string
-	for _, m := range []Mode{Native, Path, Module} {
+	for _, m := range order {
 		choice, err := try(m)
 		if err == nil {
 			return choice, nil
@@ -77,7 +82,7 @@ func chooseMode(o *Observed, of offer, wanted Mode, reachable bool, enforced fun
 
 func nativeMode(o *Observed, of offer) (modeChoice, error) {
 	switch a := of.files; {
-	case a != nil && of.release != nil && slices.Contains(o.Stored, of.name):
+	case a != nil && of.release != nil && slices.Contains(o.Stored, of.name) && o.Role.Superuser:
 		return modeChoice{}, fmt.Errorf("its files on the server are those that its package brought")
 	case a == nil:
 		return modeChoice{}, fmt.Errorf("the server has no files of %s %s", of.name, of.version)
@@ -156,7 +161,7 @@ func upgradeMode(o *Observed, of offer, wanted Mode, reachable bool, enforced fu
 	}
 	switch was.Mode {
 	case Native, Path:
-		if of.files != nil && reachable && wanted != Path && (of.release == nil || !slices.Contains(o.Stored, of.name)) {
+		if of.files != nil && reachable && wanted != Path && (of.release == nil || !slices.Contains(o.Stored, of.name) || !o.Role.Superuser) {
 			if !o.Role.Superuser && of.files.Superuser && !of.files.Trusted {
 				return modeChoice{}, fmt.Errorf("updating it needs a superuser; role %q is none", o.Role.Name)
 			}

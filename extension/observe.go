@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -66,9 +65,12 @@ type Observed struct {
 	// Ledger says whose the ledger is, and whether what it says may be carried
 	// out with our rights: it may if it is ours, or a superuser's.
 	Ledger LedgerState `json:"ledger"`
-	// Stored are the extensions whose files we have brought to this node, where
-	// that can be seen: they are no others' to be protected from us.
+	// Stored are the extensions whose files we have brought to this node: they are
+	// no others' to be protected from us. Everybody sees that, by the mark in the
+	// comments of their control files.
 	Stored []string `json:"stored,omitempty"`
+	// Store is what is there of them, where the role may look.
+	Store *Store `json:"store,omitempty"`
 	// Settings are those of the database ("") and of roles, as ALTER DATABASE and
 	// ALTER ROLE have made them.
 	Settings map[string]map[string]string `json:"settings,omitempty"`
@@ -227,7 +229,7 @@ func Observe(ctx context.Context, conn *pgx.Conn) (*Observed, error) {
 		{"available extensions", o.askAvailable},
 		{"schemas", o.askSchemas},
 		{"settings of the database and of roles", o.askRoleSettings},
-		{"files that were brought", o.askStored},
+		{"files that were brought", o.askStore},
 	} {
 		if err := ask.do(ctx, conn); err != nil {
 			return nil, fmt.Errorf("could not observe %s of database %q at %s: %w", ask.what, conn.Config().Database, o.Node, err)
@@ -420,19 +422,5 @@ WHERE s.setrole = 0 AND s.setdatabase = (SELECT oid FROM pg_database WHERE datna
 		o.Settings[role][strings.ToLower(name)] = value
 		return nil
 	})
-	return err
-}
-
-// askStored asks which extensions have files that we brought.
-func (o *Observed) askStored(ctx context.Context, conn *pgx.Conn) error {
-	if !o.Role.Superuser || o.Major() < firstControlPath {
-		return nil
-	}
-	rows, err := conn.Query(ctx, `SELECT substr(f, 1, length(f) - 8) FROM pg_ls_dir($1, true, false) f WHERE f LIKE '%.control' ORDER BY 1`,
-		path.Join(o.DataDir, storeName, "extension"))
-	if err != nil {
-		return err
-	}
-	o.Stored, err = pgx.CollectRows(rows, pgx.RowTo[string])
 	return err
 }

@@ -29,7 +29,8 @@ const (
 )
 
 // A Plan is all that an apply will do to one database and to the nodes that
-// serve it, in this order: Files, Preload, Steps in one transaction, System.
+// serve it, in this order: Files, Paths, Preload, Steps in one transaction, System,
+// Remove.
 type Plan struct {
 	Request     Request  `json:"request"`
 	Node        string   `json:"node"` // the primary
@@ -41,9 +42,11 @@ type Plan struct {
 	Pool        string   `json:"pool,omitempty"` // the same, of the standbys
 
 	Files   []NodeFile     `json:"files,omitempty"`
+	Paths   []NodeSetting  `json:"paths,omitempty"`   // search paths that must lead to Files
 	Preload []string       `json:"preload,omitempty"` // libraries that a restart must load before Steps can be done
 	Steps   []Step         `json:"steps"`
 	System  []SystemChange `json:"system,omitempty"`
+	Remove  []Removal      `json:"remove,omitempty"` // files that no database needs then
 
 	// Restart lists what takes effect only when every node has been restarted.
 	Restart []string `json:"restart,omitempty"`
@@ -53,6 +56,7 @@ type Plan struct {
 	Kept []string `json:"kept,omitempty"`
 
 	because map[string][]string // of all that will be there: who needs it
+	lead    map[string][]string // by node: files that are there, and must be found
 }
 
 // A Step is what happens to one extension.
@@ -83,6 +87,7 @@ type Step struct {
 	ddl      []string       // what has PostgreSQL do it, in modes native and path
 	resets   []string       // settings of the version before
 	recorded []pack.Setting // what the ledger is to say that was set for it
+	system   []pack.Setting // scope system
 }
 
 // A stepScript is one file of a step, ready to be executed.
@@ -101,6 +106,20 @@ type NodeFile struct {
 	SHA256    string `json:"sha256"`
 
 	data []byte
+}
+
+// A NodeSetting is one ALTER SYSTEM on one node, before the transaction.
+type NodeSetting struct {
+	Node  string `json:"node"`
+	Name  string `json:"name"`
+	Value string `json:"value"`
+}
+
+// SQL is the statement.
+func (s NodeSetting) SQL() string { return s.change().SQL() }
+
+func (s NodeSetting) change() SystemChange {
+	return SystemChange{Name: s.Name, Values: []string{s.Value}}
 }
 
 // A SystemChange is one ALTER SYSTEM on every node, after the transaction.
@@ -185,7 +204,7 @@ func (p *Plan) Hash() string {
 
 // Empty says that there is nothing to do.
 func (p *Plan) Empty() bool {
-	return len(p.Steps) == 0 && len(p.Files) == 0 && len(p.System) == 0 && len(p.Preload) == 0
+	return len(p.Steps) == 0 && len(p.Files) == 0 && len(p.System) == 0 && len(p.Preload) == 0 && len(p.Paths) == 0 && len(p.Remove) == 0
 }
 
 // A selection is all that a plan is made of, besides what was observed.
@@ -263,7 +282,7 @@ func decide(o *Observed, req Request, s selection) (*Plan, error) {
 		if err := p.addSettings(o, &step, req, s); err != nil {
 			return nil, err
 		}
-		step.recorded = step.Settings
+		step.recorded = slices.Concat(step.Settings, step.system)
 		if step.in != nil && step.in.Entry != nil {
 			if req.NoConf {
 				step.recorded = step.in.Entry.Settings
@@ -464,6 +483,7 @@ func (p *Plan) addSettings(o *Observed, s *Step, req Request, sel selection) err
 		if !o.Role.Superuser {
 			return &SettingError{Name: s.Name, Setting: set.Name, Role: o.Role.Name, SQL: "ALTER SYSTEM SET " + quoteSetting(set.Name) + " = " + quoteLiteral(set.Value)}
 		}
+		s.system = append(s.system, set)
 		change := SystemChange{Name: set.Name, Values: []string{set.Value}, For: s.Name, Restart: info.Context == "postmaster"}
 		if isList(set.Name) {
 			values, err := splitLibraries(set.Value)
@@ -488,7 +508,12 @@ func (p *Plan) addSettings(o *Observed, s *Step, req Request, sel selection) err
 	return nil
 }
 
-const sharedPreload = "shared_preload_libraries"
+// Lists of libraries that the server, or every session, loads when it starts.
+const (
+	sharedPreload  = "shared_preload_libraries"
+	sessionPreload = "session_preload_libraries"
+	localPreload   = "local_preload_libraries"
+)
 
 // addPreload plans for an extension whose library the server must load when it
 // starts, before its script can be executed.
@@ -559,7 +584,7 @@ func mergeLibraries(was, more string) (string, error) {
 
 func isLibraryList(name string) bool {
 	switch strings.ToLower(name) {
-	case sharedPreload, "session_preload_libraries", "local_preload_libraries":
+	case sharedPreload, sessionPreload, localPreload:
 		return true
 	}
 	return false

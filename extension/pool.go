@@ -38,10 +38,6 @@ func (n *node) store(dry bool) string {
 	return root
 }
 
-// newRehearsal names the folder of a dry run: several may go on at once, in other
-// databases of the server.
-func newRehearsal() string { return storeName + rehearsalSuffix + "-" + strings.ToLower(rand.Text()) }
-
 // files lists what must be on the nodes before the steps. A rehearsal needs them
 // on the primary only.
 func (s *Session) files(p *Plan, dry bool) ([]NodeFile, error) {
@@ -60,6 +56,14 @@ func (s *Session) files(p *Plan, dry bool) ([]NodeFile, error) {
 			return nil, err
 		}
 		for _, n := range nodes {
+			if !dry && len(files) > 0 {
+				brought, err := n.toStore(step.Name, step.To, step.SHA256, files)
+				if err != nil {
+					return nil, err
+				}
+				list = append(list, brought...)
+				continue
+			}
 			for _, name := range names(files) {
 				sum := sha256.Sum256(files[name])
 				list = append(list, NodeFile{
@@ -81,7 +85,10 @@ func stepFiles(s *Step) (map[string][]byte, error) {
 			return nil, err
 		}
 		for name, data := range native {
-			files["extension/"+name] = data
+			if name == s.Name+".control" {
+				data = marked(data, s.pkg.Control.Comment)
+			}
+			files[storeControls+"/"+name] = data
 		}
 	}
 	for _, f := range s.pkg.Files {
@@ -131,7 +138,9 @@ func withElement(searchPath, own, folder string) string {
 // bring writes files to their nodes, and reads them back. A cancellation is heeded
 // between two files: a statement that is torn off takes its session with it, and
 // leaves a program behind that still writes.
-func (s *Session) bring(ctx context.Context, files []NodeFile) error {
+//
+// What was there before is in the journal, if there is one.
+func (s *Session) bring(ctx context.Context, files []NodeFile, j *journal) error {
 	for _, n := range s.nodes() {
 		for _, f := range files {
 			if f.Node != n.o.Node {
@@ -140,7 +149,7 @@ func (s *Session) bring(ctx context.Context, files []NodeFile) error {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			if err := s.bringOne(ctx, n, f); err != nil {
+			if err := s.bringOne(ctx, n, f, j); err != nil {
 				return err
 			}
 		}
@@ -148,7 +157,7 @@ func (s *Session) bring(ctx context.Context, files []NodeFile) error {
 	return nil
 }
 
-func (s *Session) bringOne(ctx context.Context, n *node, f NodeFile) error {
+func (s *Session) bringOne(ctx context.Context, n *node, f NodeFile, j *journal) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(1+len(f.data)/copyPiece)*settleTime)
 	defer cancel()
 	has, err := n.fileHash(ctx, f.Path)
@@ -156,6 +165,15 @@ func (s *Session) bringOne(ctx context.Context, n *node, f NodeFile) error {
 		return err
 	}
 	s.cfg.Log.Info("file to node", "node", f.Node, "file", f.Path, "bytes", f.Size)
+	if j != nil {
+		before := broughtFile{n: n, path: f.Path, had: has != ""}
+		if before.had {
+			if before.was, err = n.readFile(ctx, f.Path); err != nil {
+				return err
+			}
+		}
+		j.files = append(j.files, before)
+	}
 	if err := n.write(ctx, f.Path, f.data); err != nil {
 		return fmt.Errorf("could not bring %s to %s: %w", f.Path, f.Node, err)
 	}
@@ -234,9 +252,6 @@ func (n *node) removeFile(ctx context.Context, name string) error {
 // session if ours is gone.
 func (s *Session) removeRehearsal(ctx context.Context) (err error) {
 	root := s.primary.store(true)
-	if !strings.HasPrefix(path.Base(root), storeName+rehearsalSuffix+"-") {
-		return fmt.Errorf("extension: %q is no folder of a rehearsal", root)
-	}
 	conn := s.primary.conn
 	if conn.IsClosed() {
 		if conn, err = s.primary.dial(ctx); err != nil {
@@ -244,45 +259,45 @@ func (s *Session) removeRehearsal(ctx context.Context) (err error) {
 		}
 		defer func() { err = errors.Join(err, hangUp(ctx, conn)) }()
 	}
-	sql := "COPY (SELECT 1) TO PROGRAM " + quoteLiteral("cat > /dev/null; rm -rf "+shellQuote(root))
-	if _, err := conn.PgConn().Exec(ctx, sql).ReadAll(); err != nil {
-		return fmt.Errorf("could not remove %s at %s: %w", root, s.primary.o.Node, err)
-	}
-	return nil
+	return s.primary.removeFolder(ctx, conn, root)
 }
 
 // shellQuote quotes a word for the POSIX shell.
 func shellQuote(word string) string { return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'" }
 
-// leadThere makes every node look into its store, from now on. It comes before
+// leading plans how every node is made to look into its store. It comes before
 // the steps: a standby must find a library when the first row is replayed that
 // needs it, and a function of it called.
-func (s *Session) leadThere(ctx context.Context, p *Plan) (notes []string, err error) {
-	below := func(n *node, folder string) bool {
-		return slices.ContainsFunc(p.Files, func(f NodeFile) bool { return f.Node == n.o.Node && path.Dir(f.Path) == folder })
-	}
+func (s *Session) leading(ctx context.Context, p *Plan) (changes []NodeSetting, notes []string, err error) {
 	for _, n := range s.nodes() {
-		control, library := path.Join(n.store(false), "extension"), path.Join(n.store(false), "lib")
+		below := func(folder string) bool {
+			in := func(file string) bool { return path.Dir(file) == folder }
+			return slices.ContainsFunc(p.Files, func(f NodeFile) bool { return f.Node == n.o.Node && in(f.Path) }) || slices.ContainsFunc(p.lead[n.o.Node], in)
+		}
+		library := path.Join(n.store(false), storeLibraries)
 		for _, set := range []struct {
 			name, own, element string
 			want               bool
 		}{
-			{controlPath, ownControls, n.store(false), below(n, control)},
-			{libraryPath, ownLibraries, library, below(n, library)},
+			{controlPath, ownControls, n.store(false), below(path.Join(n.store(false), storeControls))},
+			{libraryPath, ownLibraries, library, below(library)},
 		} {
 			if !set.want {
 				continue
 			}
-			note, err := s.leadTo(ctx, n, set.name, set.own, set.element)
+			value, note, err := n.leadTo(ctx, set.name, set.own, set.element)
 			if err != nil {
-				return notes, err
+				return nil, nil, err
+			}
+			if value != "" {
+				changes = append(changes, NodeSetting{n.o.Node, set.name, value})
 			}
 			if note != "" {
 				notes = append(notes, note)
 			}
 		}
 	}
-	return notes, nil
+	return changes, notes, nil
 }
 
 // The search paths of the server.
@@ -291,30 +306,49 @@ const (
 	libraryPath = "dynamic_library_path"
 )
 
-// leadTo adds an element to a search path of one node.
-func (s *Session) leadTo(ctx context.Context, n *node, name, own, element string) (note string, err error) {
+// leadTo is a search path of the node with an element that it lacks, "" if it has
+// it.
+func (n *node) leadTo(ctx context.Context, name, own, element string) (value, note string, err error) {
 	now, err := n.serverSetting(ctx, name)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	if now.hidden && !slices.Contains(strings.Split(now.session, ":"), element) {
 		note = fmt.Sprintf("%s is set for role %q or database %q at %s: their sessions do not look into %s unless that is in it, too", name, n.o.Role.Name, n.o.Database, n.o.Node, element)
 	}
-	value := withElement(now.server, own, element)
+	value = withElement(now.server, own, element)
 	if value == now.server {
-		return note, nil
+		return "", note, nil
 	}
 	if now.source == "command line" {
-		return "", fmt.Errorf("%s: %s is set on the command line of the server, and would have to be %q", n.o.Node, name, value)
+		return "", "", fmt.Errorf("%s: %s is set on the command line of the server, and would have to be %q", n.o.Node, name, value)
 	}
-	s.cfg.Log.Info("setting", "node", n.o.Node, "name", name, "value", value)
-	if err := n.alterSystem(ctx, SystemChange{Name: name, Values: []string{value}}); err != nil {
-		return "", err
+	return value, note, nil
+}
+
+// lead sets the search paths of the nodes.
+func (s *Session) lead(ctx context.Context, changes []NodeSetting, j *journal, report *Report) error {
+	for _, set := range changes {
+		n := s.node(set.Node)
+		now, err := n.serverSetting(ctx, set.Name)
+		if err != nil {
+			return err
+		}
+		s.cfg.Log.Info("setting", "node", set.Node, "name", set.Name, "value", set.Value)
+		if err := j.alter(ctx, n, set.change()); err != nil {
+			return err
+		}
+		if now.hidden {
+			err = n.reloaded(ctx)
+		} else {
+			err = n.reload(ctx, set.Name, set.Value)
+		}
+		if err != nil {
+			return err
+		}
+		report.Set = append(report.Set, set.Name+" at "+set.Node)
 	}
-	if now.hidden {
-		return note, n.reloaded(ctx)
-	}
-	return note, n.reload(ctx, name, value)
+	return nil
 }
 
 // A serverSetting is what a parameter is for the whole server, and for us.
@@ -430,7 +464,7 @@ func (n *node) eventually(ctx context.Context, what string, done func() (bool, e
 // preload puts libraries into shared_preload_libraries of every node, once each
 // can find them: a server that does not find one does not start. The plan said
 // that a restart comes next.
-func (s *Session) preload(ctx context.Context, p *Plan) error {
+func (s *Session) preload(ctx context.Context, p *Plan, j *journal) error {
 	if err := s.findable(ctx, p.Preload); err != nil {
 		return err
 	}
@@ -444,7 +478,7 @@ func (s *Session) preload(ctx context.Context, p *Plan) error {
 			continue
 		}
 		s.cfg.Log.Info("setting", "node", n.o.Node, "name", c.Name, "value", strings.Join(c.Values, ", "))
-		if err := n.alterSystem(ctx, c); err != nil {
+		if err := j.alter(ctx, n, c); err != nil {
 			return err
 		}
 	}
@@ -626,10 +660,12 @@ func (s *Session) afterCommit(ctx context.Context, p *Plan, report *Report) erro
 			}
 		}
 	}
-	report.Set = unfinished.Done
+	report.Set = append(report.Set, unfinished.Done...)
 	if len(s.standbys) > 0 {
 		unfinished.Failed = append(unfinished.Failed, s.probeStandbys(ctx, p, report)...)
 	}
+	unfinished.Failed = append(unfinished.Failed, s.remove(ctx, p, report)...)
+	unfinished.Done = append(unfinished.Done, report.Removed...)
 	if len(unfinished.Failed) > 0 {
 		return unfinished
 	}
@@ -640,13 +676,19 @@ func (s *Session) afterCommit(ctx context.Context, p *Plan, report *Report) erro
 // installed wants, and that a node does not have: they are made after the commit,
 // and may have failed. What somebody has set otherwise is left alone.
 func (s *Session) redo(ctx context.Context, p *Plan, req Request) error {
-	if !s.primary.o.Role.Superuser || req.NoConf {
+	if !s.primary.o.Role.Superuser {
 		return nil
 	}
 	k := s.known(ctx, req)
 	for _, w := range slices.Concat(req.Install, req.Upgrade) {
 		in, ok := s.primary.o.Find(w.Name)
-		if !ok || in.SHA256 == "" || slices.ContainsFunc(p.Steps, func(st Step) bool { return st.Name == w.Name }) {
+		if !ok || slices.ContainsFunc(p.Steps, func(st Step) bool { return st.Name == w.Name }) {
+			continue
+		}
+		if err := s.redoFiles(ctx, p, k, in); err != nil {
+			return err
+		}
+		if in.SHA256 == "" || req.NoConf {
 			continue
 		}
 		n, err := k.about(w.Name)
@@ -769,11 +811,7 @@ func (s *Session) setSystem(ctx context.Context, n *node, c SystemChange) error 
 // probeStandbys waits until each standby has replayed what was committed, and
 // tries there what was installed.
 func (s *Session) probeStandbys(ctx context.Context, p *Plan, report *Report) (failed []error) {
-	var at string
-	if err := s.primary.conn.QueryRow(ctx, "SELECT pg_current_wal_insert_lsn()::text").Scan(&at); err != nil {
-		return []error{fmt.Errorf("%s: %w", s.primary.o.Node, err)}
-	}
-	lsn, err := wal.ParseLSN(at)
+	lsn, err := s.insertLSN(ctx)
 	if err != nil {
 		return []error{err}
 	}
@@ -804,6 +842,15 @@ func (s *Session) probeStandbys(ctx context.Context, p *Plan, report *Report) (f
 		}
 	}
 	return failed
+}
+
+// insertLSN is where the primary writes now.
+func (s *Session) insertLSN(ctx context.Context) (wal.LSN, error) {
+	var at string
+	if err := s.primary.conn.QueryRow(ctx, "SELECT pg_current_wal_insert_lsn()::text").Scan(&at); err != nil {
+		return 0, fmt.Errorf("%s: %w", s.primary.o.Node, err)
+	}
+	return wal.ParseLSN(at)
 }
 
 // replayTime is how long we wait for a standby to replay what was committed, to
@@ -965,7 +1012,32 @@ func (s *Session) skew(ctx context.Context, p *Plan) (bring []NodeFile, problems
 		if err != nil {
 			return nil, nil, nil, err
 		}
-		bring, problems, notes = append(bring, b...), append(problems, pr...), append(notes, nt...)
+		problems, notes = append(problems, pr...), append(notes, nt...)
+		// What goes to a store is written down there.
+		for _, n := range s.standbys {
+			inside := map[string][]byte{}
+			for _, f := range b {
+				if file, ok := strings.CutPrefix(f.Path, n.store(false)+"/"); f.Node != n.o.Node {
+					continue
+				} else if ok {
+					inside[file] = f.data
+				} else {
+					bring = append(bring, f)
+				}
+			}
+			if len(inside) == 0 {
+				continue
+			}
+			digest := ""
+			if m := s.primary.o.Store.find(step.Name); m != nil {
+				digest = m.SHA256
+			}
+			files, err := n.toStore(step.Name, step.To, digest, inside)
+			if err != nil {
+				return nil, nil, nil, err
+			}
+			bring = append(bring, files...)
+		}
 	}
 	return bring, problems, notes, nil
 }

@@ -308,7 +308,9 @@ func TestCancelledRehearsal(t *testing.T) {
 		t.Errorf("%s folders are left", got)
 	}
 	// Neither does one whose session is gone.
-	s.primary.rehearsal = newRehearsal()
+	if s.primary.rehearsal, err = newRehearsal(t.Context(), s.primary.conn); err != nil {
+		t.Fatal(err)
+	}
 	if err := s.primary.write(t.Context(), s.primary.store(true)+"/a", []byte("a")); err != nil {
 		t.Fatal(err)
 	}

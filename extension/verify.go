@@ -107,7 +107,7 @@ func (s *Session) VerifyUpgrades(ctx context.Context, pkg *pack.Package, older .
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, tx.Rollback(context.WithoutCancel(ctx))) }()
-	r := &runner{s: s, tx: tx, role: s.primary.o.Role.Name}
+	r := s.runner(tx)
 	to := sqlVersion(pkg.Control)
 	fresh, err := r.trial(ctx, pkg, to)
 	if err != nil {
