@@ -35,6 +35,10 @@ func explainExtension(err error) (explanation, bool) {
 	var server *pgconn.PgError
 	if failed := connectErrors(err); len(failed) > 0 {
 		e := explainConnect(failed)
+		var absent *unreachableError
+		if errors.As(err, &absent) && absent.another {
+			e.hint = strings.TrimSpace(e.hint + " To go on without that node, which may then lack what is needed: --allow-skew.")
+		}
 		if _, server = connectCause(failed[0]); server != nil && server.Code == "28000" { // invalid_authorization_specification
 			e.hint = loginHint(server, failed[0])
 		}
@@ -87,8 +91,19 @@ const nothingChanged = "All was rolled back: nothing was changed."
 // explainInstall explains why an extension was not installed, upgraded or
 // uninstalled.
 func explainInstall(err error) (explanation, bool) {
+	var hinted *hintedError
+	if errors.As(err, &hinted) {
+		e, _ := explainInstall(hinted.err)
+		e.hint = hinted.hint
+		if hinted.message != "" {
+			e.message, e.detail = hinted.message, ""
+		}
+		return e, true
+	}
 	e := explanation{message: err.Error()}
 	var (
+		standby    *standbyError
+		elsewhere  *elsewhereError
 		unsolvable *extension.UnsolvableError
 		cycle      *resolve.CycleError
 		mode       *extension.ModeError
@@ -136,6 +151,19 @@ func explainInstall(err error) (explanation, bool) {
 	case errors.As(err, &mode):
 		e.message = fmt.Sprintf("there is no way for %s %s into this database", mode.Name, mode.Version)
 		e.detail = lines(mode.Reasons)
+	case errors.As(err, &standby):
+		e.detail = "Nothing was done."
+		e.hint = "Name the primary (-d); for a pool, that and each standby."
+		if standby.upstream != "" {
+			e.detail = fmt.Sprintf("It follows %s, its primary_conninfo says. Nothing was done.", standby.upstream)
+		}
+		if len(standby.absent) > 0 {
+			e.detail = fmt.Sprintf("%s did not answer. Nothing was done.", strings.Join(standby.absent, ", "))
+			e.hint = "Without the primary nothing can be done: --allow-skew does without standbys only."
+		}
+	case errors.As(err, &elsewhere):
+		e.detail = "Nothing was done."
+		e.hint = "Apply it where it was made for, by the same -d; or make a plan for this one."
 	case errors.As(err, &moved):
 		e.detail = "Somebody has changed it since, or the server. Nothing was changed by us."
 		e.hint = "Make the plan anew, and look at it again."
@@ -223,6 +251,10 @@ func explainInstall(err error) (explanation, bool) {
 	case errors.As(err, &upgrades):
 		e.detail = lines(upgrades.what())
 		e.hint = "Mend the script in upgrade/; people who upgrade would not have what people who install have."
+	case errors.As(err, &adopt) && len(adopt.Missing) == 0:
+		e.message = fmt.Sprintf("cannot adopt %s %s: not all of it is as the package makes it", adopt.Name, adopt.Version)
+		e.detail = "Another definition have: " + lines(adopt.Differ) + "\n        " + nothingChanged
+		e.hint = "Is it of another version (" + adopt.Name + "=VERSION)? To adopt it as it is, changes of your own and all: --modified."
 	case errors.As(err, &adopt):
 		e.message = fmt.Sprintf("cannot adopt %s %s: not all that it makes is in the database", adopt.Name, adopt.Version)
 		e.detail = lines(adopt.Missing)

@@ -2,13 +2,11 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -111,6 +109,8 @@ type extensionTarget struct {
 	registries []string
 	verbose    bool
 	asJSON     bool
+
+	withoutAbsent bool // nodes that do not answer may be done without
 }
 
 func (t *extensionTarget) flags(cmd *cobra.Command) {
@@ -145,16 +145,6 @@ func (t *extensionTarget) log(stderr io.Writer) (*slog.Logger, error) {
 	return newLog(stderr, "text", level)
 }
 
-// An extensionSession is a session, and the registries it installs from.
-type extensionSession struct {
-	*extension.Session
-	registries *openRegistries
-}
-
-func (s *extensionSession) Close() error {
-	return errors.Join(s.Session.Close(), s.registries.Close())
-}
-
 // open opens the registries and connects to the nodes. Whoever asks for
 // registries gets those, else those that extensions.toml in the current
 // directory names.
@@ -182,13 +172,13 @@ func (t *extensionTarget) openWith(cmd *cobra.Command, nodes []string, from []re
 	if err != nil {
 		return nil, err
 	}
-	s, err := extension.Open(cmd.Context(), extension.Config{
+	s, absent, err := openNodes(cmd, extension.Config{
 		Nodes: nodes, Shelves: registries.set, LockTimeout: lockTimeout, Log: log,
-	})
+	}, t.withoutAbsent)
 	if err != nil {
 		return nil, errors.Join(err, registries.Close())
 	}
-	return &extensionSession{s, registries}, nil
+	return &extensionSession{s, registries, absent}, nil
 }
 
 // locations are the registries to open.
@@ -291,26 +281,9 @@ func someNames(cmd *cobra.Command, args []string, what string) error {
 		return nil
 	}
 	err := usageErrorf(cmd, "no %s", what)
-	err.hint = fmt.Sprintf("Give one or more: %s.", strings.TrimSuffix("rideau "+usageLine(cmd), " [options]"))
+	err.hint = "Give one or more: " + strings.TrimSuffix("rideau "+usageLine(cmd), " [options]")
 	return err
 }
-
-// A table prints columns that line up. A cell may be empty.
-type table struct{ w *tabwriter.Writer }
-
-func newTable(w io.Writer) table { return table{tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)} }
-
-func (t table) row(cells ...string) {
-	for i := len(cells); i > 0 && cells[i-1] == ""; i-- {
-		cells = cells[:i-1] // blanks at the end of lines are nobody's friends
-	}
-	line := strings.Join(cells, "\t")
-	// What comes from packages and servers is printed as text, not as orders to
-	// the terminal.
-	fmt.Fprintln(t.w, printable(line))
-}
-
-func (t table) flush() error { return t.w.Flush() }
 
 // printable replaces control characters other than tabs.
 func printable(text string) string {

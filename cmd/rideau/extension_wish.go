@@ -134,7 +134,11 @@ func (f *planFlags) openWished(cmd *cobra.Command, base extension.Request, timeo
 		}
 		all = append(all, one)
 	}
-	return w, all, nil
+	sessions := make([]*extensionSession, len(all))
+	for i, one := range all {
+		sessions[i] = one.session
+	}
+	return w, all, f.checkHeld(cmd, sessions...)
 }
 
 func closeWished(all []*wishedDatabase) error {
