@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -214,8 +215,9 @@ const extensionAdoptHelp = `Usage: rideau extension adopt NAME [options]
 Takes charge of an extension that is in a database already: objects that a
 script made when somebody ran it by hand, or an extension of CREATE EXTENSION
 about which a package knows more than the server. All that the package makes
-must be there; it is recorded, and nothing else is changed. From then on it
-can be upgraded, and uninstalled.
+must be there, and as it makes it, which is tried in a schema beside and rolled
+back; it is recorded, and nothing else is changed. From then on it can be
+upgraded, and uninstalled.
 
 NAME may have a version: foo=1.0. A package of it must be in a registry.
 
@@ -225,6 +227,7 @@ Options:
     --registry PLACE  Where packages are: see rideau extension install.
     --schema NAME     Where its objects are. Default what the package says,
                       else public.
+    --modified        What was changed by hand is adopted as it is.
     --dry-run         Do it, roll it back, and say what it did.
     --lock-timeout TIME
                       How long a statement waits for a lock before all is
@@ -246,7 +249,7 @@ func newExtensionAdoptCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		_, timeout, err := f.request(cmd)
+		req, timeout, err := f.request(cmd)
 		if err != nil {
 			return err
 		}
@@ -255,7 +258,8 @@ func newExtensionAdoptCommand() *cobra.Command {
 			return err
 		}
 		defer s.Close()
-		plan, err := s.PlanAdopt(cmd.Context(), wishes[0])
+		req.Install = wishes
+		plan, err := s.PlanAdoption(cmd.Context(), req)
 		if err != nil {
 			return err
 		}
@@ -263,9 +267,17 @@ func newExtensionAdoptCommand() *cobra.Command {
 	})
 	f.extensionTarget.flags(cmd)
 	cmd.Flags().StringVar(&f.schema, "schema", "", "")
+	cmd.Flags().BoolVar(&f.modified, "modified", false, "")
 	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "")
 	cmd.Flags().StringVar(&f.lockTimeout, "lock-timeout", "5s", "")
 	return cmd
+}
+
+// request is that of the options. Who allows nodes to differ allows some to be
+// absent.
+func (f *installFlags) request(cmd *cobra.Command) (extension.Request, time.Duration, error) {
+	f.withoutAbsent = f.allowSkew
+	return f.wanted.request(cmd)
 }
 
 // run plans, says what will be done, does it and reports.
@@ -279,6 +291,9 @@ func (f *installFlags) run(cmd *cobra.Command, ask func(*extensionSession, *exte
 		return err
 	}
 	defer s.Close()
+	if err := f.checkHeld(cmd, s); err != nil {
+		return err
+	}
 	ask(s, &req)
 	for try := 1; ; try++ {
 		plan, err := s.Plan(cmd.Context(), req)
@@ -406,7 +421,7 @@ func describeApplied(w io.Writer, plan *extension.Plan, r *extension.Report) err
 	}
 	tries := ""
 	if r.Tries > 1 {
-		tries = fmt.Sprintf(", in the %d. try", r.Tries)
+		tries = fmt.Sprintf(", in %d tries", r.Tries)
 	}
 	last := fmt.Sprintf("Done in %s%s.", formatTime(r.Elapsed), tries)
 	if r.DryRun {

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -126,6 +127,9 @@ func (f *planFlags) plan(cmd *cobra.Command, args []string) error {
 		return err
 	}
 	defer s.Close()
+	if err := f.checkHeld(cmd, s); err != nil {
+		return err
+	}
 	req.Install, req.Upgrade, req.Uninstall = install, upgrade, f.uninstall
 	if f.upgradeAll {
 		upgradeAll(s, &req)
@@ -193,10 +197,23 @@ func (f *planFlags) keep(cmd *cobra.Command, s *extensionSession, saved savedPla
 		return fmt.Errorf("could not keep the plan: %w", err)
 	}
 	if !f.asJSON {
-		_, err := fmt.Fprintf(cmd.OutOrStdout(), "Kept in %s. To do it: rideau extension apply %s\n", f.output, shellQuote(f.output))
+		_, err := fmt.Fprintf(cmd.OutOrStdout(), "Kept in %s. To do it: rideau extension apply %s%s\n", f.output, shellQuote(f.output), f.again(saved.Plan))
 		return err
 	}
 	return nil
+}
+
+// again are the options that name the registries again, where a plan cannot: it
+// has packages that nobody signed.
+func (f *planFlags) again(plan *extension.Plan) string {
+	if !slices.ContainsFunc(plan.Steps, func(s extension.Step) bool { return s.Shelf != "" && !s.Signed }) {
+		return ""
+	}
+	options := ""
+	for _, l := range f.registries {
+		options += " --registry " + shellQuote(l)
+	}
+	return options
 }
 
 // readPlan reads a plan that was kept.
@@ -209,7 +226,7 @@ func readPlan(file string) (*savedPlan, error) {
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&saved); err != nil {
-		return nil, &usageError{err: fmt.Errorf("%s is not a plan: %w", file, err), hint: "Plans are made with rideau extension plan ... -o FILE."}
+		return nil, &usageError{err: fmt.Errorf("%s is not a plan: %s", file, notPlan(text)), hint: "Plans are made with rideau extension plan ... -o FILE."}
 	}
 	switch {
 	case saved.Format != planFormat || saved.Plan == nil:
@@ -218,6 +235,24 @@ func readPlan(file string) (*savedPlan, error) {
 		return nil, &usageError{err: fmt.Errorf("%s was changed since the plan was made", file), hint: "Make it anew with rideau extension plan ... -o FILE."}
 	}
 	return &saved, nil
+}
+
+// notPlan says what a file is, if it is no plan.
+func notPlan(text []byte) string {
+	var something any
+	err := json.Unmarshal(text, &something)
+	switch {
+	case len(bytes.TrimSpace(text)) == 0:
+		return "it is empty"
+	case err != nil && bytes.HasPrefix(bytes.TrimSpace(text), []byte("{")):
+		return "it begins like one and is cut off or damaged"
+	case err != nil:
+		return "it is not JSON"
+	}
+	if object, ok := something.(map[string]any); ok && object["hash"] != nil && object["plan"] != nil {
+		return "it has what this version of rideau does not know"
+	}
+	return "it is JSON of something else"
 }
 
 // How much a plan shows.
@@ -490,11 +525,19 @@ func (f *planFlags) applyFile(cmd *cobra.Command, file string) error {
 			}
 		}
 	}
+	f.withoutAbsent = saved.Plan.Request.AllowSkew
 	s, err := f.openWith(cmd, nodes, locations, timeout)
 	if err != nil {
+		var absent *unreachableError
+		if errors.As(err, &absent) {
+			absent.another = false // the plan says what is allowed
+		}
 		return err
 	}
 	defer s.Close()
+	if err := s.isFor(file, saved.Plan); err != nil {
+		return err
+	}
 	plan, err := s.planAgain(cmd, saved)
 	if err != nil {
 		return err
@@ -508,6 +551,33 @@ func (f *planFlags) applyFile(cmd *cobra.Command, file string) error {
 	return carryOut(cmd, s, plan, f.dryRun, f.asJSON)
 }
 
+// An elsewhereError says that a plan was made for another database, server or
+// role than those that it shall be applied to.
+type elsewhereError struct {
+	file, made, here string
+}
+
+func (e *elsewhereError) Error() string {
+	return fmt.Sprintf("%s was made for %s, and this is %s", e.file, e.made, e.here)
+}
+
+// isFor refuses a plan that was made for somewhere else.
+func (s *extensionSession) isFor(file string, p *extension.Plan) error {
+	o := s.Observed()
+	e := &elsewhereError{file: file}
+	switch {
+	case p.Database != o.Database:
+		e.made, e.here = fmt.Sprintf("database %q at %s", p.Database, p.Node), fmt.Sprintf("database %q at %s", o.Database, o.Node)
+	case p.Node != o.Node:
+		e.made, e.here = p.Node, o.Node
+	case p.Role != o.Role.Name:
+		e.made, e.here = fmt.Sprintf("role %q", p.Role), fmt.Sprintf("role %q", o.Role.Name)
+	default:
+		return nil
+	}
+	return e
+}
+
 // planAgain makes a plan from the request of another. That it cannot be made now
 // is that the database has moved, if it has.
 func (s *extensionSession) planAgain(cmd *cobra.Command, saved *savedPlan) (*extension.Plan, error) {
@@ -515,7 +585,7 @@ func (s *extensionSession) planAgain(cmd *cobra.Command, saved *savedPlan) (*ext
 		return nil, &extension.MovedError{Database: saved.Plan.Database, Node: saved.Plan.Node}
 	}
 	if len(saved.Plan.Steps) > 0 && saved.Plan.Steps[0].Action == extension.Adopt {
-		return s.PlanAdopt(cmd.Context(), saved.Plan.Request.Install[0])
+		return s.PlanAdoption(cmd.Context(), saved.Plan.Request)
 	}
 	return s.Plan(cmd.Context(), saved.Plan.Request)
 }
