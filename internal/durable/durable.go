@@ -209,21 +209,52 @@ func Preallocate(f *os.File, size int64) error {
 
 // WriteZeros is Preallocate with bytes that were written: what replaces them
 // can be made durable without a word in the file system's journal, which for
-// merely allocated space must first say that it is in use.
-func WriteZeros(f *os.File, size int64) error {
+// merely allocated space must first say that it is in use. They are written past
+// the system's cache where that can be: nobody will read them, and who syncs
+// another file meanwhile waits less.
+func WriteZeros(f *os.File, size int64) (err error) {
 	info, err := f.Stat()
 	if err != nil {
 		return err
 	}
-	zeros := make([]byte, 1<<20)
+	if err := fallocate(f, size); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		return pathError("fallocate", f, err)
+	}
+	direct := openSame(f, info)
+	if direct != nil {
+		defer direct.Close()
+	}
+	zeros := Aligned(1 << 20)
 	for at := info.Size(); at < size; {
-		n, err := f.WriteAt(zeros[:min(size-at, int64(len(zeros)))], at)
+		p := zeros[:min(size-at, int64(len(zeros)))]
+		if direct != nil && IsAligned(p, at) {
+			if n, err := direct.WriteAt(p, at); err == nil {
+				at += int64(n)
+				continue
+			}
+			// The usual way says what is the matter, if anything is.
+		}
+		n, err := f.WriteAt(p, at)
 		if err != nil {
 			return err
 		}
 		at += int64(n)
 	}
 	return nil
+}
+
+// openSame opens f, of which info is known, for direct writes under the name that
+// it was opened with. Nil if that cannot be, or is another file by now.
+func openSame(f *os.File, info os.FileInfo) *os.File {
+	direct, err := OpenDirect(f.Name())
+	if err != nil {
+		return nil
+	}
+	if now, err := direct.Stat(); err != nil || !os.SameFile(info, now) {
+		direct.Close()
+		return nil
+	}
+	return direct
 }
 
 // directAlign is what reads and writes past the system's cache must be multiples

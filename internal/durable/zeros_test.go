@@ -32,3 +32,30 @@ func TestWriteZeros(t *testing.T) {
 		t.Errorf("file of %d bytes is not what was written and zeros up to %d", len(got), size)
 	}
 }
+
+// The name that the file was opened with is another's by now: that is not touched.
+func TestWriteZerosRenamed(t *testing.T) {
+	dir := t.TempDir()
+	path, moved := filepath.Join(dir, "next"), filepath.Join(dir, "segment")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := os.Rename(path, moved); err != nil {
+		t.Fatal(err)
+	}
+	other := bytes.Repeat([]byte("WAL"), 4096)
+	if err := os.WriteFile(path, other, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := WriteZeros(f, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, other) {
+		t.Errorf("the file that has the name now was written to: %v", err)
+	}
+	if got, err := os.ReadFile(moved); err != nil || !bytes.Equal(got, make([]byte, 1<<20)) {
+		t.Errorf("%d bytes instead of zeros: %v", len(got), err)
+	}
+}
