@@ -445,6 +445,8 @@ func serverHint(e *pgconn.PgError, user string) string {
 		return "Raise max_wal_senders on the server (0 is off, 10 the default; it needs wal_level replica or logical) and restart it."
 	case e.Code == "53300":
 		return "The server has no connection left: raise max_connections, or end some."
+	case e.Code == "53100": // disk_full
+		return "Make room on the server's disk; then the same command again."
 	case e.Code == "53400": // configuration_limit_exceeded: all replication slots are in use
 		return "Drop a slot that nobody uses (see pg_replication_slots), or raise max_replication_slots on the server and restart it."
 	case e.Code == "55006": // object_in_use
@@ -487,7 +489,7 @@ func systemHint(err error) string {
 		return "Name the certificate authority with sslrootcert=FILE in the connection string."
 	case errors.As(err, &hostname):
 		return "The certificate is for another host. Connect by the name that is in it, or use sslmode=verify-ca."
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+	case noRoom(err):
 		return "Make room. A relay then goes on by itself (it can keep less WAL: --keep SIZE); all else does with the same command."
 	case errors.Is(err, syscall.EROFS):
 		return "The file system is mounted read-only; the kernel's log may say why."
@@ -498,6 +500,9 @@ func systemHint(err error) string {
 	}
 	return ""
 }
+
+// noRoom says whether a disk of this machine is full.
+func noRoom(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
 
 // quoteIdentifier quotes a name for SQL and pg_hba.conf, where it needs it.
 func quoteIdentifier(name string) string {

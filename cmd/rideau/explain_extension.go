@@ -53,21 +53,39 @@ func explainExtension(err error) (explanation, bool) {
 		return explanation{message: strings.TrimSuffix(err.Error(), request.Error()) + message(request.Err), hint: hint}, true
 	}
 	if !errors.As(err, &server) {
+		if noRoom(err) {
+			return explanation{message: message(err), hint: roomHint}, true
+		}
 		return explanation{}, false
 	}
-	e := explanation{message: strings.TrimSuffix(err.Error(), ": "+server.Error()), detail: serverSaid(server), hint: server.Hint}
+	e := explanation{message: strings.TrimSuffix(err.Error(), ": "+server.Error()), detail: serverSaid(server), hint: refusalHint(server)}
 	if name := strings.TrimSuffix(e.message, ":"); depend.CheckName(name) == nil && !strings.Contains(name, " ") {
 		e.message = name + ": the server refused it"
 	}
-	switch {
-	case server.Code == "2BP01": // dependent_objects_still_exist
+	switch server.Code {
+	case "2BP01": // dependent_objects_still_exist
 		e.message = strings.Replace(e.message, "the server refused it", "other objects depend on it", 1)
-		e.hint = dependHint
-	case e.hint == "" && server.Code == "42501": // insufficient_privilege
-		e.hint = mayNotHint
+	case "53100": // disk_full
+		e.message = strings.Replace(e.message, "the server refused it", "the server's disk is full", 1)
 	}
 	return e, true
 }
+
+// refusalHint says what to do about a statement of ours, or of a script, that the
+// server refused. It knows best what else to do.
+func refusalHint(server *pgconn.PgError) string {
+	switch {
+	case server.Code == "2BP01": // dependent_objects_still_exist
+		return dependHint
+	case server.Code == "53100": // disk_full
+		return roomHint
+	case server.Hint == "" && server.Code == "42501": // insufficient_privilege
+		return mayNotHint
+	}
+	return server.Hint
+}
+
+const roomHint = "Make room on the disk that is full, the server's or this machine's; then the same command goes through."
 
 const dependHint = "Drop these first, or let them go too: --cascade. With --dry-run, first."
 
@@ -187,13 +205,7 @@ func explainInstall(err error) (explanation, bool) {
 		e.message = fmt.Sprintf("%s: could not execute %s:%d:%d", statement.Name, statement.File, statement.Line, statement.Column)
 		if errors.As(statement.Err, &server) {
 			e.detail = serverSaid(server)
-			e.hint = server.Hint
-			switch {
-			case server.Code == "2BP01": // dependent_objects_still_exist
-				e.hint = dependHint
-			case e.hint == "" && server.Code == "42501": // insufficient_privilege
-				e.hint = mayNotHint
-			}
+			e.hint = refusalHint(server)
 		} else {
 			e.detail = statement.Err.Error()
 		}

@@ -225,11 +225,11 @@ func readPlan(file string) (*savedPlan, error) {
 	var saved savedPlan
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.DisallowUnknownFields()
-	if err := d.Decode(&saved); err != nil {
+	if err := d.Decode(&saved); err != nil || saved.Plan == nil {
 		return nil, &usageError{err: fmt.Errorf("%s is not a plan: %s", file, notPlan(text)), hint: "Plans are made with rideau extension plan ... -o FILE."}
 	}
 	switch {
-	case saved.Format != planFormat || saved.Plan == nil:
+	case saved.Format != planFormat:
 		return nil, &usageError{err: fmt.Errorf("%s is not a plan of format %d", file, planFormat), hint: "Make it anew with rideau extension plan ... -o FILE."}
 	case saved.Plan.Hash() != saved.Hash:
 		return nil, &usageError{err: fmt.Errorf("%s was changed since the plan was made", file), hint: "Make it anew with rideau extension plan ... -o FILE."}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/spf13/cobra"
@@ -240,9 +241,6 @@ type table struct {
 func newTable(w io.Writer) table { return table{w, new([][]string)} }
 
 func (t table) row(cells ...string) {
-	for i := len(cells); i > 0 && cells[i-1] == ""; i-- {
-		cells = cells[:i-1]
-	}
 	row := make([]string, len(cells))
 	for i, cell := range cells {
 		// What comes from packages and servers is printed as text, not as orders to
@@ -252,18 +250,16 @@ func (t table) row(cells ...string) {
 	*t.rows = append(*t.rows, row)
 }
 
-// flush prints the table. What is last in its row widens no column, and no line
+// flush prints the table. The last cell of a row widens no column, and no line
 // ends with blanks.
 func (t table) flush() error {
 	var widths []int
 	for _, row := range *t.rows {
-		for i, cell := range row {
+		for i := range len(row) - 1 {
 			if i == len(widths) {
 				widths = append(widths, 0)
 			}
-			if i < len(row)-1 {
-				widths[i] = max(widths[i], len([]rune(cell)))
-			}
+			widths[i] = max(widths[i], utf8.RuneCountInString(row[i]))
 		}
 	}
 	for _, row := range *t.rows {
@@ -271,10 +267,10 @@ func (t table) flush() error {
 		for i, cell := range row {
 			line.WriteString(cell)
 			if i < len(row)-1 {
-				line.WriteString(strings.Repeat(" ", widths[i]-len([]rune(cell))+2))
+				line.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)+2))
 			}
 		}
-		if _, err := fmt.Fprintln(t.w, line.String()); err != nil {
+		if _, err := fmt.Fprintln(t.w, strings.TrimRight(line.String(), " ")); err != nil {
 			return err
 		}
 	}
