@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -175,12 +176,21 @@ func readPublicKey(text string) (registry.PublicKey, error) {
 	data, err := os.ReadFile(text)
 	if err == nil {
 		key, err := registry.ParsePublicKey(string(data))
+		if errors.Is(err, registry.ErrSecretKey) {
+			return key, &usageError{
+				err:  fmt.Errorf("%s: %w", text, err),
+				hint: fmt.Sprintf("Give the public key that belongs to it; rideau extension keygen has put it into %s.", registry.PublicKeyPath(text)),
+			}
+		}
 		if err != nil {
 			err = fmt.Errorf("%s: %w", text, err)
 		}
 		return key, err
 	}
 	key, perr := registry.ParsePublicKey(text)
+	if errors.Is(perr, registry.ErrSecretKey) {
+		return key, &usageError{err: perr, hint: "Others can see what is on a command line, and shells keep it: make another pair of keys (rideau extension keygen)."}
+	}
 	if perr != nil && strings.HasSuffix(text, ".pub") {
 		return key, err // it was meant to be a file
 	}

@@ -139,7 +139,11 @@ func newExtensionPublishCommand() *cobra.Command {
 			return err
 		}
 		defer func() { err = errors.Join(err, w.Close()) }()
-		var list []releaseJSON
+		type publishedJSON struct {
+			releaseJSON
+			Published bool `json:"published"` // false: it was there already
+		}
+		var list []publishedJSON
 		for _, archive := range archives {
 			var r *registry.Release
 			if signed != nil {
@@ -150,8 +154,12 @@ func newExtensionPublishCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			list = append(list, newReleaseJSON(r))
-			if !asJSON {
+			list = append(list, publishedJSON{newReleaseJSON(r), !r.Already})
+			switch {
+			case asJSON:
+			case r.Already:
+				fmt.Fprintf(cmd.OutOrStdout(), "%s %s is in %s already, the same, sha256 %s\n", r.Name, r.Version, w.Policy().Name, r.SHA256)
+			default:
 				fmt.Fprintf(cmd.OutOrStdout(), "published %s %s in %s, sha256 %s\n", r.Name, r.Version, w.Policy().Name, r.SHA256)
 			}
 		}
@@ -254,6 +262,7 @@ const extensionRegistryHelp = `Usage: rideau extension registry VERB [options] [
     prune        remove what no reader needs any more
     draft        write down other keys for it, for their owners to sign
     replace      put a signed draft in force
+    forget       no longer compare it with what was seen of it
 
 A registry is a tree of files that anybody can host: a directory that a web
 server serves, or object storage. All that matters in it is signed.
@@ -264,7 +273,7 @@ server serves, or object storage. All that matters in it is signed.
 func newExtensionRegistryCommand() *cobra.Command {
 	return newGroup("registry", extensionRegistryHelp,
 		newRegistryInitCommand(), newRegistryShowCommand(), newRegistryRefreshCommand(), newRegistryWithdrawCommand(),
-		newRegistryPruneCommand(), newRegistryDraftCommand(), newRegistryReplaceCommand())
+		newRegistryPruneCommand(), newRegistryDraftCommand(), newRegistryReplaceCommand(), newRegistryForgetCommand())
 }
 
 // policyFlags say who may sign what.
@@ -675,4 +684,30 @@ func newRegistryReplaceCommand() *cobra.Command {
 	})
 	keys.flags(cmd)
 	return cmd
+}
+
+const registryForgetHelp = `Usage: rideau extension registry forget PLACE
+
+Forgets what you have seen of a registry. What was seen protects you: nobody
+can show you an older state of it, another registry in its place, or a
+directory in which nothing is signed. Forget it only if you know why it is
+another now: it was made anew, restored from a backup, or given up. Then what
+is seen there next counts. Trusted keys stay as they are.
+`
+
+func newRegistryForgetCommand() *cobra.Command {
+	return newCommand("forget PLACE", registryForgetHelp, func(cmd *cobra.Command, args []string) error {
+		if err := arguments(cmd, args, [2]string{"PLACE", "registry to forget"}); err != nil {
+			return err
+		}
+		o, err := registryOptions()
+		if err != nil {
+			return err
+		}
+		if err := registry.Forget(cmd.Context(), args[0], o); err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "forgotten: %s\n", args[0])
+		return err
+	})
 }

@@ -68,6 +68,9 @@ func openRegistry(ctx context.Context, l registryLocation) (*registry.Registry, 
 			}
 			return registry.OpenPGXN(ctx, mirror, o)
 		}
+		if err := checkUnsigned(ctx, l.location); err != nil {
+			return nil, err
+		}
 		r, err := registry.OpenDirectory(l.location)
 		if errors.Is(err, fs.ErrNotExist) {
 			err = fmt.Errorf("could not open registry %w", err)
@@ -79,6 +82,32 @@ func openRegistry(ctx context.Context, l registryLocation) (*registry.Registry, 
 		return nil, err
 	}
 	return registry.Open(ctx, l.location, trust, o)
+}
+
+// checkUnsigned refuses to take for a plain directory what is none, and what was a
+// signed registry when it was last seen.
+func checkUnsigned(ctx context.Context, location string) error {
+	if info, err := os.Stat(location); err == nil && !info.IsDir() {
+		if strings.HasSuffix(location, ".tar.gz") || strings.HasSuffix(location, ".tgz") {
+			return &usageError{
+				err:  fmt.Errorf("%q is the file of a package, and a registry is a directory of them", location),
+				hint: fmt.Sprintf("Give the directory that it is in: --registry %s. Or publish it in a registry: rideau extension publish REGISTRY %s.", shellQuote(filepath.Dir(location)), shellQuote(location)),
+			}
+		}
+		return &usageError{err: fmt.Errorf("%q is a file, and a registry is a directory or a URL", location)}
+	}
+	o, err := registryOptions()
+	if err != nil {
+		return err
+	}
+	signed, err := registry.Remembered(ctx, location, o)
+	if err != nil || !signed {
+		return err
+	}
+	return withStatus(statusFailed, &usageError{
+		err:  &registry.Refused{Location: location, File: "timestamp", Reason: registry.NotSigned, Detail: "a signed registry was seen here before, and now nothing here is signed"},
+		hint: fmt.Sprintf("Its owner can say what has become of it. If you know, and want what is there now: rideau extension registry forget %s.", shellQuote(location)),
+	})
 }
 
 // isSignedTree says whether a directory is a registry of ours, whole or not. Any
@@ -116,7 +145,11 @@ func registryOptions() (registry.Options, error) {
 	if err != nil {
 		return registry.Options{}, err
 	}
-	return registry.Options{State: filepath.Join(state, "registries"), Cache: filepath.Join(cache, "registries")}, nil
+	return registry.Options{
+		State:   filepath.Join(state, "registries"),
+		Cache:   filepath.Join(cache, "registries"),
+		Waiting: func(location string) { fmt.Fprintf(os.Stderr, "waiting for %s\n", maskPasswords(location)) },
+	}, nil
 }
 
 // userDir is our folder in one of the user's base directories, as the XDG Base

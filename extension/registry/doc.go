@@ -34,6 +34,9 @@
 // last is remembered, so that an older state is not taken for the current one; a
 // timestamp that expires bounds for how long a host can stand still unnoticed.
 //
+// When a server lets us wait, [Options.Waiting] is told. A location where a signed
+// registry was seen ([Remembered]) must not be taken for a plain directory later.
+//
 // # Writing
 //
 // A [Writer] verifies, writes blobs, and then creates the next numbered
@@ -44,6 +47,13 @@
 // Whatever prefix of this was written when the power went, the tree is whole. The
 // last file only saves readers from counting: they look for what is numbered
 // higher than it says.
+//
+// # Copying
+//
+// [Mirror] copies what is not there. What is there is verified before it is passed
+// over: in a directory by size and SHA-256, which is a local read; in object storage
+// by its size, because the store has its own checksums and reading all of it each
+// time would cost what copying costs. Whoever reads verifies in any case.
 //
 // # Invariants
 //

@@ -587,6 +587,7 @@ type Release struct {
 
 	Registry string   // the name of the registry it was read from
 	Signers  []string // ids of the keys that signed it; nil where nothing is signed
+	Already  bool     // what was to be added was there: see [Writer.Add]
 }
 
 type releaseJSON struct {

@@ -346,7 +346,7 @@ func TestSilentServer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		st := &httpStore{base, &http.Client{Transport: silent{}}, false}
+		st := &httpStore{base, &http.Client{Transport: silent{}}, false, watch{}}
 		start := time.Now()
 		_, err = readSmall(context.Background(), st, "timestamp", 100)
 		if err == nil || !strings.Contains(err.Error(), "sent nothing") {
@@ -356,6 +356,80 @@ func TestSilentServer(t *testing.T) {
 			t.Errorf("gave up after %s", d)
 		}
 	})
+}
+
+// Who waits is told after a few seconds that he does, in the middle of an answer
+// too; and who no longer wants to is not kept.
+func TestWaiting(t *testing.T) {
+	for _, tc := range []struct {
+		why  string
+		from http.RoundTripper
+		want []time.Duration // when something is said
+	}{
+		{"an answer that stops, and stops again", silent{}, []time.Duration{patience, idle/2 + patience}},
+		{"no answer", mute{}, []time.Duration{patience}},
+	} {
+		t.Run(tc.why, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				start := time.Now()
+				var said []time.Duration
+				o := Options{Client: &http.Client{Transport: tc.from}, Waiting: func(location string) {
+					if location != "http://registry.example" {
+						t.Errorf("waits for %q", location)
+					}
+					said = append(said, time.Since(start))
+				}}
+				st, _, err := openStore(t.Context(), "http://registry.example/", o)
+				if err != nil {
+					t.Fatal(err)
+				}
+				ctx, cancel := context.WithCancel(t.Context())
+				time.AfterFunc(idle-time.Second, cancel)
+				_, err = readSmall(ctx, st, "timestamp", 100)
+				if !errors.Is(err, context.Canceled) || time.Since(start) != idle-time.Second {
+					t.Errorf("after %s: %v", time.Since(start), err)
+				}
+				if fmt.Sprint(said) != fmt.Sprint(tc.want) {
+					t.Errorf("said something after %v, want %v", said, tc.want)
+				}
+			})
+		})
+	}
+}
+
+// mute is a transport that does not answer.
+type mute struct{}
+
+func (mute) RoundTrip(r *http.Request) (*http.Response, error) {
+	<-r.Context().Done()
+	return nil, r.Context().Err()
+}
+
+// Where nobody is, that is told apart from what a server says.
+func TestUnreachable(t *testing.T) {
+	setS3Environment(t)
+	t.Setenv("AWS_MAX_ATTEMPTS", "1")
+	l := emptyLab(t)
+	closed := httptest.NewServer(nil)
+	closed.Close()
+	for _, location := range []string{closed.URL, "s3://bucket/prefix?region=us-east-1&use_path_style=true&endpoint=" + closed.URL} {
+		_, err := l.openAt(location)
+		var gone *Unreachable
+		var request *url.Error
+		if !errors.As(err, &gone) || gone.Location != location || !errors.As(err, &request) || strings.Contains(err.Error(), "RequestID") {
+			t.Errorf("%s: %v", location, err)
+		}
+	}
+	server := httptest.NewServer(http.NotFoundHandler())
+	t.Cleanup(server.Close)
+	if _, err := l.openAt(server.URL); err == nil || errors.As(err, new(*Unreachable)) {
+		t.Errorf("a server: %v", err)
+	}
+	for _, location := range []string{"gs://bucket/prefix", "azblob://bucket"} {
+		if _, err := l.openAt(location); err == nil || !strings.Contains(err.Error(), "a registry is a directory, or begins with http://, https://, s3:// or file://") {
+			t.Errorf("%s: %v", location, err)
+		}
+	}
 }
 
 // silent is a transport that answers a few bytes, half a wait later some more, and

@@ -60,15 +60,39 @@ func ParsePublicKey(text string) (PublicKey, error) {
 		return key, errors.New("public key is too long")
 	}
 	if err := key.UnmarshalText([]byte(strings.TrimSpace(text))); err != nil {
+		if isSecretKey(text) {
+			return key, ErrSecretKey
+		}
 		return key, fmt.Errorf("invalid public key: %s", strings.TrimPrefix(err.Error(), "minisign: "))
 	}
 	return key, nil
 }
 
+// ErrSecretKey says that a secret key was given where a public one belongs.
+var ErrSecretKey = errors.New("this is a secret key, which must not be given away")
+
+// isSecretKey reports whether text is a secret key of minisign's, encrypted or not.
+func isSecretKey(text string) bool {
+	text = strings.TrimSpace(text)
+	if strings.HasPrefix(text, untrusted) {
+		_, text, _ = strings.Cut(text, "\n")
+	}
+	raw, err := base64.StdEncoding.DecodeString(strings.TrimSpace(text))
+	return err == nil && len(raw) == 158 && string(raw[:2]) == "Ed"
+}
+
+// A KeyExistsError says that a key is not made because a file of it is there. To
+// write over a secret key would lose it.
+type KeyExistsError struct{ Path string }
+
+func (e *KeyExistsError) Error() string {
+	return fmt.Sprintf("cannot make a key: file %q is there already, and no key is overwritten; name another file", e.Path)
+}
+
 // GenerateKey makes a pair of keys. The secret one goes to path, encrypted with
 // the password that the callback gives, in a file of mode 0600 that must not be
-// there yet; the public one to path with ".pub" in place of ".key", or after
-// it. Encryption is slow and takes a gigabyte of memory, on purpose.
+// there yet (*[KeyExistsError]); the public one to path with ".pub" in place of
+// ".key", or after it. Encryption is slow and takes a gigabyte of memory, on purpose.
 func GenerateKey(path string, password func() (string, error)) (PublicKey, error) {
 	return generateKey(path, password, minisign.EncryptKey)
 }
@@ -79,7 +103,7 @@ func generateKey(path string, password func() (string, error), encrypt func(pass
 	for _, p := range []string{path, pubPath} {
 		if _, err := os.Lstat(p); !errors.Is(err, fs.ErrNotExist) {
 			if err == nil {
-				err = fs.ErrExist
+				return PublicKey{}, &KeyExistsError{p}
 			}
 			return PublicKey{}, fmt.Errorf("could not create key file %q: %w", p, err)
 		}
@@ -122,6 +146,11 @@ func ReadSecretKey(path string, password func() (string, error)) (SecretKey, err
 	info, err := os.Stat(path)
 	if err != nil {
 		return key, err
+	}
+	if text, err := readFile(path, maxKeyFile); err == nil {
+		if _, err := ParsePublicKey(string(text)); err == nil {
+			return key, fmt.Errorf("cannot sign with %q: it is a public key", path)
+		}
 	}
 	if mode := info.Mode().Perm(); mode&0o077 != 0 {
 		return key, fmt.Errorf("secret key %q has mode %04o and must have 0600: others may have read it", path, mode)

@@ -2,7 +2,6 @@ package registry
 
 import (
 	"errors"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -70,8 +69,34 @@ func TestGenerateKey(t *testing.T) {
 	if key, err := ReadSecretKey(path, nil); err != nil || !sameKey(public(key), pub) {
 		t.Errorf("secret key %v, %v", key, err)
 	}
-	if _, err := generate(answer("x")); !errors.Is(err, fs.ErrExist) || encrypted != 1 {
+	var there *KeyExistsError
+	if _, err := generate(answer("x")); !errors.As(err, &there) || there.Path != path || encrypted != 1 {
 		t.Errorf("over a key that is there: %v", err)
+	}
+}
+
+// A secret key is not taken for a public one, nor the other way, and is not shown.
+func TestTheOtherHalf(t *testing.T) {
+	t.Parallel()
+	key := newKey(t)
+	plain, err := key.MarshalText()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{string(plain), hastyKey, hastyKey[strings.Index(hastyKey, "\n")+1:]} {
+		if _, err := ParsePublicKey(text); !errors.Is(err, ErrSecretKey) {
+			t.Errorf("a secret key: %v", err)
+		}
+	}
+	if _, err := ParsePublicKey("RWQabc"); err == nil || errors.Is(err, ErrSecretKey) {
+		t.Errorf("no key at all: %v", err)
+	}
+	path := filepath.Join(t.TempDir(), "alice.pub")
+	if err := os.WriteFile(path, []byte(public(key).String()), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadSecretKey(path, nil); err == nil || !strings.Contains(err.Error(), "it is a public key") {
+		t.Errorf("a public key: %v", err)
 	}
 }
 

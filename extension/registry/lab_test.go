@@ -120,8 +120,12 @@ func (l *lab) writerAt(location string) *Writer {
 
 func (l *lab) publish(name, version string, more ...string) {
 	l.t.Helper()
-	if _, err := l.writer().Publish(context.Background(), archive(l.t, name, version, more...), l.keys()...); err != nil {
+	r, err := l.writer().Publish(context.Background(), archive(l.t, name, version, more...), l.keys()...)
+	if err != nil {
 		l.t.Fatal(err)
+	}
+	if r.Already {
+		l.t.Fatalf("%s %s was there already", name, version)
 	}
 }
 

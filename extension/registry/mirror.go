@@ -12,8 +12,8 @@ import (
 // byte: whoever verifies the original verifies the copy, with the same keys. With
 // names, only those packages are copied; the copy still lists the others, and
 // does not have them. It is run again to follow the original, and copies what is
-// new. At every moment the copy is whole: what names something is written after
-// it.
+// new, and what of the copy is damaged. At every moment the copy is whole: what
+// names something is written after it.
 func Mirror(ctx context.Context, from *Registry, location string, o Options, names ...string) error {
 	t, ok := from.from.(*tree)
 	if !ok {
@@ -27,7 +27,7 @@ func Mirror(ctx context.Context, from *Registry, location string, o Options, nam
 			return &NotFound{Name: n, Where: []string{from.Name()}}
 		}
 	}
-	st, location, err := openStore(ctx, location, o.Client)
+	st, location, err := openStore(ctx, location, o)
 	if err != nil {
 		return err
 	}
@@ -39,7 +39,7 @@ func Mirror(ctx context.Context, from *Registry, location string, o Options, nam
 }
 
 func (t *tree) mirror(ctx context.Context, to writable, location string, names []string) error {
-	have := map[string]bool{}
+	have := map[string]int64{} // sizes
 	if d, ok := to.(dirStore); ok {
 		if err := mkdirAll(string(d), 0o755); err != nil {
 			return err
@@ -49,7 +49,7 @@ func (t *tree) mirror(ctx context.Context, to writable, location string, names [
 		if err != nil {
 			return fmt.Errorf("could not list %q: %w", location, err)
 		}
-		have[it.name] = true
+		have[it.name] = it.size
 	}
 	// What is there must be an older state of the same registry.
 	if err := t.precedes(ctx, to, location); err != nil {
@@ -67,7 +67,9 @@ func (t *tree) mirror(ctx context.Context, to writable, location string, names [
 			if err := sum.UnmarshalText([]byte(r.SHA256)); err != nil {
 				return err
 			}
-			if have[blobName(sum)] {
+			if ok, err := whole(ctx, to, ref{sum, r.Size}, have); err != nil {
+				return err
+			} else if ok {
 				continue
 			}
 			data, err := t.archive(ctx, r)
@@ -104,15 +106,38 @@ func (t *tree) mirror(ctx context.Context, to writable, location string, names [
 	return to.put(ctx, currentName, t.stampText)
 }
 
-func (t *tree) copyBlob(ctx context.Context, to writable, r ref, limit int64, have map[string]bool) error {
-	if have[blobName(r.SHA256)] {
-		return nil
+func (t *tree) copyBlob(ctx context.Context, to writable, r ref, limit int64, have map[string]int64) error {
+	if ok, err := whole(ctx, to, r, have); err != nil || ok {
+		return err
 	}
 	data, err := t.cache.blob(ctx, t.st, r, limit)
 	if err != nil {
 		return t.locate(err)
 	}
 	return to.put(ctx, blobName(r.SHA256), data)
+}
+
+// whole reports whether the copy has what r names. A name is no proof: a disk may
+// have lost some of it, or somebody written to it. What is in a directory is read;
+// object storage keeps checksums of its own, and is asked for the size, unless it
+// gives none.
+func whole(ctx context.Context, to store, r ref, have map[string]int64) (bool, error) {
+	name := blobName(r.SHA256)
+	size, ok := have[name]
+	if !ok || size >= 0 && size != r.Size {
+		return false, nil
+	}
+	if _, isDir := to.(dirStore); !isDir && size >= 0 {
+		return true, nil
+	}
+	data, err := readSmall(ctx, to, name, r.Size)
+	if errors.Is(err, fs.ErrNotExist) || isRefused(err) { // it has grown, or is gone
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("could not verify what the copy has: %w", err)
+	}
+	return refOf(data) == r, nil
 }
 
 // precedes checks that what is in to, if anything, is this registry, and not

@@ -42,7 +42,7 @@ const (
 //
 // A [Release] of it says nothing of what it depends on: that is in the archive.
 func OpenPGXN(ctx context.Context, location string, o Options) (*Registry, error) {
-	st, location, err := openStore(ctx, location, o.Client)
+	st, location, err := openStore(ctx, location, o)
 	if err != nil {
 		return nil, err
 	}

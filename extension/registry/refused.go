@@ -19,6 +19,7 @@ const (
 	Malformed    Reason = "malformed"         // signed or not, it makes no sense
 	Expired      Reason = "expired"           // signed, for a time that is over
 	RolledBack   Reason = "rolled back"       // older than what was seen there before
+	NotSigned    Reason = "no longer signed"  // a signed registry was seen there before
 )
 
 // Refused says that something of a registry failed verification. Nothing of it

@@ -385,7 +385,17 @@ func TestForget(t *testing.T) {
 	l.must(Init(ctx, l.dir, l.policy(), l.options, l.keys()...))
 	_, err := l.open()
 	refused(t, err, BadSignature, "another registry")
+	remembered := func(location string, want bool) {
+		t.Helper()
+		if got, err := Remembered(ctx, location, l.options); got != want || err != nil {
+			t.Errorf("remembered %s: %v, %v", location, got, err)
+		}
+	}
+	remembered(l.dir, true)
+	remembered(l.dir+"/", true)
+	remembered(t.TempDir(), false)
 	l.must(Forget(ctx, l.dir, l.options))
+	remembered(l.dir, false)
 	l.mustOpen()
 	if err := Forget(ctx, t.TempDir(), l.options); err == nil || !strings.Contains(err.Error(), "nothing is remembered") {
 		t.Errorf("forgot what was not known: %v", err)

@@ -35,6 +35,11 @@ type Options struct {
 	// that is silent for a minute.
 	Client *http.Client
 
+	// Waiting is called with the location when somebody there lets us wait for a few
+	// seconds: a web server, object storage. nil means that nobody is told. It is
+	// called from a goroutine of its own, and at most once a question.
+	Waiting func(location string)
+
 	// Now is the time by which things expire. nil means time.Now.
 	Now func() time.Time
 }
@@ -91,7 +96,7 @@ func openTree(ctx context.Context, location string, trust *Trust, o Options) (*t
 	if trust == nil {
 		return nil, errors.New("no trusted keys were given")
 	}
-	st, location, err := openStore(ctx, location, o.Client)
+	st, location, err := openStore(ctx, location, o)
 	if err != nil {
 		return nil, err
 	}

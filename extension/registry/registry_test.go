@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -380,6 +381,10 @@ func TestVersionsDoNotChange(t *testing.T) {
 	l.publish("foo", "1")
 	l.publish("foo", "2")
 	w := l.writer()
+	before := files(t, l.dir)
+	if r, err := w.Publish(ctx, archive(t, "foo", "1"), l.keys()...); err != nil || !r.Already || !maps.Equal(files(t, l.dir), before) {
+		t.Errorf("version 1 again: %+v, %v", r, err)
+	}
 	if _, err := w.Publish(ctx, archive(t, "foo", "1", "comment = 'another'"), l.keys()...); err == nil || !strings.Contains(err.Error(), "published already") {
 		t.Errorf("version 1 with other content: %v", err)
 	}
@@ -407,7 +412,7 @@ func TestVersionsDoNotChange(t *testing.T) {
 	l.publish("bar", "1")
 
 	l.put("README", []byte("ours"))
-	before := files(t, l.dir)
+	before = files(t, l.dir)
 	future := time.Now().Add(time.Hour)
 	if gone, err := w.Prune(ctx, time.Now().Add(-time.Hour), true); err != nil || len(gone) != 0 {
 		t.Errorf("removed %v, written a moment ago: %v", gone, err)

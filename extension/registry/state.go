@@ -55,11 +55,25 @@ func (m memories) recall(location string) (memory, error) {
 	return got, nil
 }
 
+// Remembered reports whether a signed registry was seen at a location: what is
+// there now, if it is not signed, is not what was there then.
+func Remembered(ctx context.Context, location string, o Options) (bool, error) {
+	st, location, err := openStore(ctx, location, o)
+	if err != nil {
+		return false, err
+	}
+	if err := st.close(); err != nil {
+		return false, err
+	}
+	mem, err := memories{o.State}.recall(location)
+	return len(mem.Root) > 0, err
+}
+
 // Forget makes a client forget what it has seen at a location: for a registry that
 // was made anew there, by the same hands. It gives up what protects against an old
 // state of it.
 func Forget(ctx context.Context, location string, o Options) error {
-	st, location, err := openStore(ctx, location, o.Client)
+	st, location, err := openStore(ctx, location, o)
 	if err != nil {
 		return err
 	}

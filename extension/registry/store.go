@@ -48,11 +48,12 @@ type writable interface {
 type item struct {
 	name     string
 	modified time.Time
+	size     int64
 }
 
 // openStore opens a location: a directory, http:// and https://, s3://bucket/prefix
 // and file:// (with gocloud's parameters).
-func openStore(ctx context.Context, location string, client *http.Client) (store, string, error) {
+func openStore(ctx context.Context, location string, o Options) (store, string, error) {
 	scheme, _, ok := strings.Cut(location, "://")
 	if !ok {
 		dir, err := filepath.Abs(location)
@@ -72,10 +73,11 @@ func openStore(ctx context.Context, location string, client *http.Client) (store
 		}
 		u.Path = strings.TrimSuffix(u.Path, "/")
 		u.RawPath = strings.TrimSuffix(u.RawPath, "/")
-		if client == nil {
-			return &httpStore{u, defaultClient(), true}, u.Redacted(), nil
+		h := &httpStore{u, o.Client, false, watch{u.Redacted(), o.Waiting}}
+		if h.client == nil {
+			h.client, h.own = defaultClient(), true
 		}
-		return &httpStore{u, client, false}, u.Redacted(), nil
+		return h, u.Redacted(), nil
 	case s3blob.Scheme, fileblob.Scheme:
 		var bucket *blob.Bucket
 		// Credentials are the AWS SDK's business, and do not stand in a URL.
@@ -91,10 +93,51 @@ func openStore(ctx context.Context, location string, client *http.Client) (store
 		if err != nil {
 			return nil, "", fmt.Errorf("could not open %q: %w", location, err)
 		}
-		return blobStore{bucket}, location, nil
+		return blobStore{bucket, watch{location, o.Waiting}}, location, nil
 	}
-	return nil, "", fmt.Errorf("cannot open %q: a registry is a directory, http://, https://, s3:// or file://", location)
+	return nil, "", fmt.Errorf("cannot open %q: a registry is a directory, or begins with http://, https://, s3:// or file://", location)
 }
+
+// patience is how long somebody may take to answer before who waits is told. A
+// guess: what is on its way takes less.
+const patience = 3 * time.Second
+
+// A watch tells who waits that he does.
+type watch struct {
+	location string
+	say      func(location string)
+}
+
+// start begins one wait, which the function that it returns ends.
+func (w watch) start() (end func()) {
+	if w.say == nil {
+		return func() {}
+	}
+	t := time.AfterFunc(patience, func() { w.say(w.location) })
+	return func() { t.Stop() }
+}
+
+// A watchedReader is watched while it reads.
+type watchedReader struct {
+	io.ReadCloser
+	watch watch
+}
+
+func (r watchedReader) Read(p []byte) (int, error) {
+	defer r.watch.start()()
+	return r.ReadCloser.Read(p)
+}
+
+// Unreachable says that nobody answered where a registry is: there is no such
+// host, or nothing listens there.
+type Unreachable struct {
+	Location string
+	Err      error // a *url.Error
+}
+
+func (e *Unreachable) Error() string { return e.Err.Error() }
+
+func (e *Unreachable) Unwrap() error { return e.Err }
 
 // readSmall reads a whole file of at most limit bytes.
 func readSmall(ctx context.Context, st store, name string, limit int64) ([]byte, error) {
@@ -176,7 +219,7 @@ func (d dirStore) list(ctx context.Context) iter.Seq2[item, error] {
 			if err != nil {
 				return err
 			}
-			if !yield(item{filepath.ToSlash(rel), info.ModTime()}, nil) {
+			if !yield(item{filepath.ToSlash(rel), info.ModTime(), info.Size()}, nil) {
 				return stop
 			}
 			return nil
@@ -195,45 +238,53 @@ func (d dirStore) remove(_ context.Context, name string) error {
 }
 
 // A blobStore is object storage.
-type blobStore struct{ bucket *blob.Bucket }
+type blobStore struct {
+	bucket *blob.Bucket
+	watch  watch
+}
 
 func (b blobStore) close() error { return b.bucket.Close() }
 
 func (b blobStore) open(ctx context.Context, name string, offset int64) (io.ReadCloser, error) {
+	defer b.watch.start()()
 	r, err := b.bucket.NewRangeReader(ctx, name, offset, -1, nil)
 	if err != nil {
-		return nil, blobError(err)
+		return nil, b.error(err)
 	}
-	return r, nil
+	return watchedReader{r, b.watch}, nil
 }
 
 func (b blobStore) put(ctx context.Context, name string, data []byte) error {
-	return blobError(b.bucket.WriteAll(ctx, name, data, &blob.WriterOptions{ContentType: contentType}))
+	defer b.watch.start()()
+	return b.error(b.bucket.WriteAll(ctx, name, data, &blob.WriterOptions{ContentType: contentType}))
 }
 
 func (b blobStore) create(ctx context.Context, name string, data []byte) error {
+	defer b.watch.start()()
 	err := b.bucket.WriteAll(ctx, name, data, &blob.WriterOptions{ContentType: contentType, IfNotExist: true})
 	// S3 answers 409 when another is creating it at this moment.
 	var s3 interface{ ErrorCode() string }
 	if errors.As(err, &s3) && s3.ErrorCode() == "ConditionalRequestConflict" {
 		return fmt.Errorf("%w: %w", fs.ErrExist, err)
 	}
-	return blobError(err)
+	return b.error(err)
 }
 
 func (b blobStore) list(ctx context.Context) iter.Seq2[item, error] {
 	return func(yield func(item, error) bool) {
 		all := b.bucket.List(nil)
 		for {
+			end := b.watch.start()
 			o, err := all.Next(ctx)
+			end()
 			if errors.Is(err, io.EOF) {
 				return
 			}
 			if err != nil {
-				yield(item{}, blobError(err))
+				yield(item{}, b.error(err))
 				return
 			}
-			if !yield(item{o.Key, o.ModTime}, nil) {
+			if !yield(item{o.Key, o.ModTime, o.Size}, nil) {
 				return
 			}
 		}
@@ -241,14 +292,20 @@ func (b blobStore) list(ctx context.Context) iter.Seq2[item, error] {
 }
 
 func (b blobStore) remove(ctx context.Context, name string) error {
-	return blobError(b.bucket.Delete(ctx, name))
+	defer b.watch.start()()
+	return b.error(b.bucket.Delete(ctx, name))
 }
 
 // contentType is said, for otherwise the library looks into what it writes to
 // guess it.
 const contentType = "application/octet-stream"
 
-func blobError(err error) error {
+// error says what an error of the library's means.
+func (b blobStore) error(err error) error {
+	var request *url.Error
+	if errors.As(err, &request) && !errors.Is(err, context.Canceled) {
+		return &Unreachable{b.watch.location, request}
+	}
 	switch gcerrors.Code(err) {
 	case gcerrors.OK:
 		return nil
@@ -267,6 +324,7 @@ type httpStore struct {
 	base   *url.URL
 	client *http.Client
 	own    bool // the client is ours
+	watch  watch
 }
 
 func (h *httpStore) close() error {
@@ -298,8 +356,13 @@ func (h *httpStore) open(ctx context.Context, name string, offset int64) (io.Rea
 	if offset > 0 {
 		req.Header.Set("Range", "bytes="+strconv.FormatInt(offset, 10)+"-")
 	}
+	end := h.watch.start()
 	resp, err := h.client.Do(req)
+	end()
 	if err != nil {
+		if ctx.Err() == nil {
+			err = &Unreachable{h.watch.location, err}
+		}
 		cancel(nil)
 		return nil, err
 	}
@@ -322,7 +385,7 @@ func (h *httpStore) open(ctx context.Context, name string, offset int64) (io.Rea
 	default:
 		return fail(fmt.Errorf("could not get %q: the server answered %q", req.URL.Redacted(), resp.Status))
 	}
-	body := &idleReader{body: resp.Body, cancel: cancel}
+	body := &idleReader{body: watchedReader{resp.Body, h.watch}, cancel: cancel}
 	body.timer = time.AfterFunc(idle, func() { cancel(fmt.Errorf("the server sent nothing for %s", idle)) })
 	body.ctx = ctx
 	// A server that knows no ranges sends all of it.

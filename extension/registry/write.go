@@ -38,7 +38,7 @@ func Init(ctx context.Context, location string, p Policy, o Options, keys ...Sec
 	if err := p.validate(); err != nil {
 		return fmt.Errorf("could not make a registry: %w", err)
 	}
-	st, location, err := openStore(ctx, location, o.Client)
+	st, location, err := openStore(ctx, location, o)
 	if err != nil {
 		return err
 	}
@@ -184,8 +184,8 @@ func (w *Writer) Publish(ctx context.Context, archive []byte, keys ...SecretKey)
 }
 
 // Add adds an archive with the statement that its publisher signed. A version
-// that is there stays as it is: to add it again does nothing, and to add another
-// archive under its name is an error.
+// that is there stays as it is: to add it again does nothing, what is returned says
+// Already, and to add another archive under its name is an error.
 func (w *Writer) Add(ctx context.Context, archive, statement []byte, keys ...SecretKey) (*Release, error) {
 	texts, err := splitStatements(statement)
 	if err == nil && len(texts) != 1 {
@@ -225,6 +225,7 @@ func (w *Writer) Add(ctx context.Context, archive, statement []byte, keys ...Sec
 				continue
 			}
 			if o.SHA256 == r.SHA256 {
+				r.Already = true
 				return nil, nil
 			}
 			return nil, fmt.Errorf("version %q of package %q is published already, with other content: give it another version", r.Version, r.Name)

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -268,6 +269,46 @@ func TestMirror(t *testing.T) {
 	refused(t, Mirror(ctx, r, to, Options{}), Mismatch, "bar")
 	if _, err := os.Stat(filepath.Join(to, currentName)); err == nil {
 		t.Error("a mirror without its archives has a timestamp")
+	}
+}
+
+// What of a copy is damaged is copied again, whatever its name says.
+func TestMirrorIsMended(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	l := newLab(t)
+	l.publish("foo", "1")
+	index := blobName(l.tree().timestamp.Index.SHA256)
+	statements := blobName(l.tree().index.find("foo").releases.SHA256)
+	for _, kind := range []string{"", "file://"} {
+		to := filepath.Join(t.TempDir(), "mirror")
+		l.must(os.Mkdir(to, 0o755))
+		location := kind + to
+		if kind != "" {
+			location += "?metadata=skip&no_tmp_dir=true"
+		}
+		for _, name := range []string{index, statements, l.archiveName("foo")} {
+			for what, damage := range map[string]func([]byte) []byte{
+				"a bit":      func(b []byte) []byte { b[len(b)/2] ^= 1; return b },
+				"its end":    func(b []byte) []byte { return b[:len(b)-1] },
+				"all of it":  func(b []byte) []byte { return nil },
+				"one behind": func(b []byte) []byte { return append(b, 'x') },
+			} {
+				l.must(Mirror(ctx, l.mustOpen(), location, Options{}))
+				path := filepath.Join(to, filepath.FromSlash(name))
+				good, err := os.ReadFile(path)
+				l.must(err)
+				l.must(os.WriteFile(path, damage(slices.Clone(good)), 0o644))
+				l.must(Mirror(ctx, l.mustOpen(), location, Options{}))
+				got, err := os.ReadFile(path)
+				l.must(err)
+				// Object storage is asked for sizes only: package doc, Copying.
+				if mended := bytes.Equal(got, good); mended != (kind == "" || what != "a bit") {
+					t.Errorf("%s%s without %s: mended %v", kind, name, what, mended)
+				}
+				l.must(os.WriteFile(path, good, 0o644))
+			}
+		}
 	}
 }
 
