@@ -52,6 +52,39 @@ nothing and ends with a package installed. Connections (-d) take the same
 strings and PG* variables as psql.
 `
 
+// Options that many of these commands have, for their helps.
+const (
+	databaseHelp = `    -d, --dbname CONNINFO
+                      The database, or its name. Default PG*.
+`
+	nodesHelp = `    -d, --dbname CONNINFO
+                      The database, or its name. Repeat it for each node of a
+                      pool. Default PG*.
+`
+	placeHelp = `    --registry PLACE  Where packages are: see rideau extension install.
+`
+	dryRunHelp = `    --dry-run         Do it, roll it back, and say what it did.
+`
+	scriptHelp = `    --hold NAME       Leave this one at its version; repeatable.
+    --no-conf         Leave out what foo.conf sets.
+    --allow-open-schema
+                      Execute scripts in a schema where others may create
+                      objects, and with these take over what a script calls.
+`
+	skewHelp = `    --allow-skew      Nodes may lack libraries, have different ones, or be
+                      down; the primary may not.
+`
+	lockTimeoutHelp = `    --lock-timeout TIME
+                      How long a statement waits for a lock before all is
+                      rolled back and tried again. Default 5s.
+`
+	reportHelp = `    --json            Print the plan and the report as JSON.
+    -v, --verbose     Tell each step, on standard error.
+`
+	moreHelp = `    -v, --verbose     Tell more, on standard error.
+`
+)
+
 func newExtensionCommand() *cobra.Command {
 	cmd := newGroup("extension", extensionHelp,
 		newExtensionListCommand(),

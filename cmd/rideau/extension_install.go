@@ -28,8 +28,9 @@ Options:
                       The database, or its name. Repeat it for each node of a
                       pool: libraries come to all nodes first. Default PG*.
     --registry PLACE  Where packages are: a registry (directory, http://,
-                      s3://), pgxn:URL, or a plain directory of packages.
-                      Repeatable. Default those of extensions.toml here.
+                      s3://), or a plain directory of packages; and to look
+                      only, pgxn:URL. Repeatable. Default those of
+                      extensions.toml here.
     --schema NAME     Into this schema; it is made if it is not there.
     --mode MODE       auto, or one of these. Default auto, which never grafts.
                         native  the server has the files
@@ -37,19 +38,7 @@ Options:
                         module  plain owner: objects without an extension
                         graft   superuser: as module, then the rows of
                                 pg_extension; PostgreSQL does not support it
-    --dry-run         Do it, roll it back, and say what it did.
-    --hold NAME       Leave this one at its version; repeatable.
-    --no-conf         Leave out what foo.conf sets.
-    --allow-open-schema
-                      Execute scripts in a schema where others may create
-                      objects, and with these take over what a script calls.
-    --allow-skew      Nodes may lack libraries, or have different ones.
-    --lock-timeout TIME
-                      How long a statement waits for a lock before all is
-                      rolled back and tried again. Default 5s.
-    --json            Print the plan and the report as JSON.
-    -v, --verbose     Tell each step, on standard error.
-
+` + dryRunHelp + scriptHelp + skewHelp + lockTimeoutHelp + reportHelp + `
 Exit status: 0 done, or there was nothing to do; 1 nothing was changed.
 
 Example:
@@ -93,24 +82,9 @@ dropped to be created anew. Extensions that are needed and not there yet are
 installed.
 
 Options:
-    -d, --dbname CONNINFO
-                      The database, or its name. Repeat it for each node of a
-                      pool. Default PG*.
-    --registry PLACE  Where packages are: see rideau extension install.
-    --mode MODE       An upgrade stays in the mode of the installation; auto
+` + nodesHelp + placeHelp + `    --mode MODE       An upgrade stays in the mode of the installation; auto
                       and path choose where the files come from.
-    --dry-run         Do it, roll it back, and say what it did.
-    --hold NAME       Leave this one at its version; repeatable.
-    --no-conf         Leave out what foo.conf sets.
-    --allow-open-schema
-                      Execute scripts in a schema where others may create.
-    --allow-skew      Nodes may lack libraries, or have different ones.
-    --lock-timeout TIME
-                      How long a statement waits for a lock before all is
-                      rolled back and tried again. Default 5s.
-    --json            Print the plan and the report as JSON.
-    -v, --verbose     Tell each step, on standard error.
-
+` + dryRunHelp + scriptHelp + skewHelp + lockTimeoutHelp + reportHelp + `
 Exit status: 0 done, or there was nothing to do; 1 nothing was changed.
 
 Example:
@@ -156,24 +130,14 @@ has the extension any more. So does what an earlier run could not remove, or
 somebody's DROP EXTENSION left: name it, and every node with -d.
 
 Options:
-    -d, --dbname CONNINFO
-                      The database, or its name. Repeat it for each node of a
-                      pool. Default PG*.
-    --registry PLACE  Where packages are, which know more of what needs what:
+` + nodesHelp + `    --registry PLACE  Where packages are, which know more of what needs what:
                       see rideau extension install.
     --cascade         Uninstall what needs them too, and DROP ... CASCADE:
                       objects of yours go with them. See --dry-run first.
     --modified        Drop also what was changed by hand since.
     --allow-open-schema
                       An uninstall.sql may be executed where others may create.
-    --dry-run         Do it, roll it back, and say what it did.
-    --allow-skew      Nodes may lack libraries, or have different ones.
-    --lock-timeout TIME
-                      How long a statement waits for a lock before all is
-                      rolled back and tried again. Default 5s.
-    --json            Print the plan and the report as JSON.
-    -v, --verbose     Tell each step, on standard error.
-
+` + dryRunHelp + skewHelp + lockTimeoutHelp + reportHelp + `
 Exit status: 0 done, 1 nothing was changed.
 
 Example:
@@ -222,19 +186,10 @@ upgraded, and uninstalled.
 NAME may have a version: foo=1.0. A package of it must be in a registry.
 
 Options:
-    -d, --dbname CONNINFO
-                      The database, or its name. Default PG*.
-    --registry PLACE  Where packages are: see rideau extension install.
-    --schema NAME     Where its objects are. Default what the package says,
+` + databaseHelp + placeHelp + `    --schema NAME     Where its objects are. Default what the package says,
                       else public.
     --modified        What was changed by hand is adopted as it is.
-    --dry-run         Do it, roll it back, and say what it did.
-    --lock-timeout TIME
-                      How long a statement waits for a lock before all is
-                      rolled back and tried again. Default 5s.
-    --json            Print the plan and the report as JSON.
-    -v, --verbose     Tell each step, on standard error.
-
+` + dryRunHelp + lockTimeoutHelp + reportHelp + `
 Example:
     $ rideau extension adopt foo=1.0 -d app --schema tools --registry packages
 `

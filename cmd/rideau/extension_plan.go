@@ -442,14 +442,10 @@ Options:
                       file names. Repeat it for each node of a pool.
     --registry PLACE  Where packages are. A plain directory that a plan was
                       made with must be named again.
-    --dry-run         Do it, roll it back, and say what it did.
-    --mode MODE, --hold NAME, --no-conf, --allow-open-schema, --allow-skew
+` + dryRunHelp + `    --mode MODE, --hold NAME, --no-conf, --allow-open-schema, --allow-skew
                       As for rideau extension install; not with FILE, where
                       the plan has them.
-    --lock-timeout TIME
-                      How long a statement waits for a lock before all is
-                      rolled back and tried again. Default 5s.
-    -f, --file FILE   Another file than extensions.toml.
+` + lockTimeoutHelp + `    -f, --file FILE   Another file than extensions.toml.
     --database NAME   Only this [database.NAME] of the file.
     --json            Print plan and report as JSON, a document a database.
     -v, --verbose     Tell each step, on standard error.

@@ -21,13 +21,9 @@ has files of, and which packages the registries have; of each the version, and
 of what is not installed the newest one.
 
 Options:
-    -d, --dbname CONNINFO
-                      The database, or its name. Default PG*.
-    --registry PLACE  Where packages are: see rideau extension install.
-    --installed       Only what is installed.
+` + databaseHelp + placeHelp + `    --installed       Only what is installed.
     --json            Print the list as JSON.
-    -v, --verbose     Tell more, on standard error.
-
+` + moreHelp + `
 Example:
     $ rideau extension list -d 'host=db1 dbname=app'
 `
@@ -106,8 +102,7 @@ comment, or what they provide. Without a word it lists all. What the server
 has files of is in rideau extension list.
 
 Options:
-    --registry PLACE  Where packages are: see rideau extension install.
-    --json            Print what was found as JSON.
+` + placeHelp + `    --json            Print what was found as JSON.
 
 Exit status: 0 if something was found, 1 if not.
 
@@ -184,8 +179,7 @@ its update scripts, and which keys signed it. Of two registries that have the
 name, say which: REGISTRY/NAME.
 
 Options:
-    --registry PLACE  Where packages are: see rideau extension install.
-    --json            Print it as JSON, all versions with all that is known.
+` + placeHelp + `    --json            Print it as JSON, all versions with all that is known.
 
 Example:
     $ rideau extension show foo --registry packages
@@ -333,12 +327,8 @@ version can be reached, and of modules whether every object is still there and
 as it was installed.
 
 Options:
-    -d, --dbname CONNINFO
-                      The database, or its name. Default PG*.
-    --registry PLACE  Where packages are: see rideau extension install.
-    --json            Print the status as JSON.
-    -v, --verbose     Tell more, on standard error.
-
+` + databaseHelp + placeHelp + `    --json            Print the status as JSON.
+` + moreHelp + `
 Exit status: 0; 1 if an object of a module is missing or was changed.
 `
 
@@ -414,12 +404,8 @@ conflicts with; and which versions could be had here, from where, in which
 mode, or why not.
 
 Options:
-    -d, --dbname CONNINFO
-                      The database, or its name. Default PG*.
-    --registry PLACE  Where packages are: see rideau extension install.
-    --json            Print it as JSON.
-    -v, --verbose     Tell more, on standard error.
-
+` + databaseHelp + placeHelp + `    --json            Print it as JSON.
+` + moreHelp + `
 Example:
     $ rideau extension why bar -d app --registry packages
 `
@@ -490,16 +476,11 @@ new server has what the old one needs. Nothing is changed.
     note what can be better, or must be known
 
 Options:
-    -d, --dbname CONNINFO
-                      The database, or its name. Repeat it for each node of a
-                      pool. Default PG*.
-    --registry PLACE  Where packages are: see rideau extension install.
-    --upgrade-to CONNINFO
+` + nodesHelp + placeHelp + `    --upgrade-to CONNINFO
                       A running server of the new major version, before
                       pg_upgrade to it.
     --json            Print all that was found as JSON.
-    -v, --verbose     Tell more, on standard error.
-
+` + moreHelp + `
 Exit status: 0 if nothing is broken, 1 if something is.
 
 Example:

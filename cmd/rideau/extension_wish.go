@@ -301,8 +301,7 @@ Options:
     -f, --file FILE   Another file than extensions.toml.
     --database NAME   Only this [database.NAME] of the file.
     --json            Print what was locked as JSON.
-    -v, --verbose     Tell more, on standard error.
-
+` + moreHelp + `
 Example:
     $ rideau extension lock && git diff extensions.lock
 `
