@@ -63,7 +63,7 @@ func (s *Session) Apply(ctx context.Context, p *Plan, dry bool) (_ *Report, err 
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, unlock()) }()
-	if !dry && len(p.Files)+len(p.Paths)+len(p.Preload)+len(p.System)+len(p.Remove) > 0 {
+	if !dry && s.changesServer(p) {
 		unlock, err := s.lockServer(ctx)
 		if err != nil {
 			return nil, err
@@ -114,6 +114,14 @@ func (s *Session) Apply(ctx context.Context, p *Plan, dry bool) (_ *Report, err 
 	}
 	report.Elapsed = time.Since(begun)
 	return report, err
+}
+
+// changesServer says whether the lock of the server is needed: more is changed than
+// the database, or files are used that others could remove meanwhile.
+func (s *Session) changesServer(p *Plan) bool {
+	o := s.primary.o
+	return len(p.Files)+len(p.Paths)+len(p.Preload)+len(p.System)+len(p.Remove) > 0 ||
+		o.Role.Superuser && slices.ContainsFunc(p.Steps, func(st Step) bool { return st.Mode != Module && slices.Contains(o.Stored, st.Name) })
 }
 
 // prepare does what comes before the transaction: all of it can be done twice, and

@@ -134,6 +134,18 @@ func (e *NotInstalledError) Error() string {
 	return fmt.Sprintf("extension %q is not installed in database %q", e.Name, e.Database)
 }
 
+// A TakenError says that an extension would bring a file to a node that another
+// one has brought there, with other contents: both cannot be on one server.
+type TakenError struct {
+	Name, Other string
+	Node        string
+	Files       []string // by place in the store: "lib/foo.so"
+}
+
+func (e *TakenError) Error() string {
+	return fmt.Sprintf("cannot bring %s to %s: %s is there with other contents, brought for %s", e.Name, e.Node, joinSome(e.Files, 5), e.Other)
+}
+
 // An UnsolvableError says why no versions fit together, and what else there
 // would have been.
 type UnsolvableError struct {

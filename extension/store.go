@@ -231,8 +231,8 @@ SELECT file, size FROM f WHERE NOT folder AND file NOT LIKE '%.tmp'`, root, []st
 
 // toStore lists what must be written to have files of an extension in the store of
 // a node, the manifest first. Files by their place in the store. What another
-// extension has brought under the same name with other contents is an
-// *UndeclaredError.
+// extension has brought under the same name with other contents is a
+// *TakenError.
 func (n *node) toStore(name, version, digest string, files map[string][]byte) ([]NodeFile, error) {
 	m := StoredPackage{Format: manifestFormat, Name: name, Version: version, SHA256: digest, Files: []StoredFile{}}
 	if was := n.o.Store.find(name); was != nil {
@@ -245,7 +245,7 @@ func (n *node) toStore(name, version, digest string, files map[string][]byte) ([
 		list = append(list, f)
 		for _, other := range n.o.Store.others(name, file) {
 			if other.find(file).SHA256 != f.SHA256 {
-				taken[other.Name] = append(taken[other.Name], fmt.Sprintf("the file %s, which %s has brought to %s", file, other.Name, n.o.Node))
+				taken[other.Name] = append(taken[other.Name], file)
 			}
 		}
 		if has := m.find(file); has != nil {
@@ -255,7 +255,7 @@ func (n *node) toStore(name, version, digest string, files map[string][]byte) ([
 		}
 	}
 	for _, other := range names(taken) {
-		return nil, &UndeclaredError{Name: name, Other: other, What: taken[other]}
+		return nil, &TakenError{Name: name, Other: other, Node: n.o.Node, Files: taken[other]}
 	}
 	slices.SortFunc(m.Files, func(a, b StoredFile) int { return strings.Compare(a.Path, b.Path) })
 	return append([]NodeFile{n.storeFile(name, manifestPath(name), m.text())}, list...), nil
@@ -590,11 +590,18 @@ func (n *node) take(ctx context.Context, r Removal) error {
 			return err
 		}
 	}
-	return n.removeStored(ctx, r.Files)
+	files, manifest := r.Files, []string(nil)
+	if r.left == nil { // the manifest stays as long as one of the others does
+		files, manifest = files[:len(files)-1], files[len(files)-1:]
+	}
+	if err := n.removeStored(ctx, files); err != nil {
+		return err
+	}
+	return n.removeStored(ctx, manifest)
 }
 
-// removeStored removes files of the store, in this order, and folders of it that
-// are empty then. Nothing outside of the store is ever named.
+// removeStored removes files of the store, and folders of it that are empty then.
+// Nothing outside of the store is ever named.
 func (n *node) removeStored(ctx context.Context, files []string) error {
 	root := n.store(false)
 	folders := []string{root}
