@@ -13,7 +13,8 @@
 //	                   │
 //	                   ▼
 //	                 Apply ──▶ nodes' files first, then one transaction on the
-//	                           primary, then settings, then every standby probed
+//	                           primary, then settings, then every standby probed,
+//	                           then files removed that no database needs any more
 //
 // # Modes
 //
@@ -34,7 +35,12 @@
 //
 //   - A database is changed in one transaction, or not changed. What cannot be in
 //     a transaction (files on nodes, ALTER SYSTEM) comes before or after it, is
-//     idempotent, and is in the plan.
+//     idempotent, and is in the plan. What comes before is undone if the
+//     transaction fails ([LeftError] if that fails, too); what comes after and
+//     fails is done by the same command again ([UnfinishedError]).
+//   - A file that was brought to a node is listed there before it is written, and
+//     only what is listed is ever removed ([Store]): when no database of the server
+//     has the extension, and each could be asked.
 //   - A script that we execute runs with the rules that core has learned the hard
 //     way, see rules.go: a pinned search_path, no open schema, nothing replaced
 //     that was not its own, no transaction control, no substituted quotes.

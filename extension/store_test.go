@@ -204,6 +204,9 @@ func TestStore(t *testing.T) {
 	if err != nil || !finds(x, Note, "", "whether anybody needs the files of rnd", `database "three"`) {
 		t.Errorf("the doctor says %+v, %v", x, err)
 	}
+	if p = plan(t, s, uninstall); !p.Empty() {
+		t.Errorf("the plan removes %+v", p.Remove)
+	}
 	report = do(t, s, uninstall)
 	if !says(report.Notes, "stay", `database "three" cannot be asked`) || len(report.Removed) > 0 {
 		t.Errorf("notes %q, removed %q; want that the files stay because of three", report.Notes, report.Removed)
