@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -220,6 +221,8 @@ func TestExplainBackup(t *testing.T) {
 		{"anything else in the middle", &unfinishedError{dir: "main", err: errors.New("strange")}, "strange", "", `kept in "main"`},
 		{"something with a hint of its own in the middle", &unfinishedError{dir: "main", err: &basebackup.PoolerError{Server: "x"}}, "pooler", "", "the server itself"},
 		{"and it says what is kept", &unfinishedError{dir: "main", err: &basebackup.PoolerError{Server: "x"}}, "pooler", "", `What was copied is kept in "main": the same command goes on from there.`},
+		{"its disk is full, which is not about relays", &unfinishedError{dir: "main", err: fmt.Errorf("could not write: %w", syscall.ENOSPC)}, "no space left", "", `Make room. What was copied is kept in "main": the same command goes on from there.`},
+		{"the server's disk is", &unfinishedError{dir: "main", err: &pgconn.PgError{Code: "53100", Message: "could not extend file"}}, "", "could not extend file", "Make room on the server's disk"},
 		{"the server shut down in the middle", &unfinishedError{dir: "main", err: &pgconn.PgError{Severity: "FATAL", Code: "57P01", Message: "terminating connection"}}, "", "terminating", `kept in "main"`},
 	}
 	for _, tt := range tests {

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/netip"
@@ -50,6 +51,9 @@ func explainCause(err error) explanation {
 	var unfinished *unfinishedError
 	if errors.As(err, &unfinished) && !unfinished.stopped {
 		e := explainCause(unfinished.err)
+		if noRoom(unfinished.err) {
+			e.hint = "Make room." // of the rest, relays do not matter here
+		}
 		if !strings.Contains(e.hint, "goes on from there") {
 			e.hint = strings.TrimSpace(e.hint + fmt.Sprintf(" What was copied is kept in %q: the same command goes on from there.", unfinished.dir))
 		}
@@ -73,6 +77,12 @@ func explainCause(err error) explanation {
 			message: strings.TrimSuffix(err.Error(), ": "+server.Error()),
 			detail:  serverSaid(server),
 			hint:    serverHint(server, "USER"),
+		}
+	}
+	if err.Error() == io.ErrUnexpectedEOF.Error() { // of a connection: of a file, somebody says which
+		return explanation{
+			message: "the server ended the session without a word (unexpected EOF)",
+			hint:    "Its log says why: a crash is one reason, a full disk one of a crash. When it is up again: the same command.",
 		}
 	}
 	return explanation{message: message(err), hint: systemHint(err)}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/url"
@@ -59,6 +60,9 @@ func explainExtension(err error) (explanation, bool) {
 		return explanation{}, false
 	}
 	e := explanation{message: strings.TrimSuffix(err.Error(), ": "+server.Error()), detail: serverSaid(server), hint: refusalHint(server)}
+	if e.message == server.Error() { // nobody has said what it was about
+		e.message, e.detail = server.Message, ""
+	}
 	if name := strings.TrimSuffix(e.message, ":"); depend.CheckName(name) == nil && !strings.Contains(name, " ") {
 		e.message = name + ": the server refused it"
 	}
@@ -67,6 +71,14 @@ func explainExtension(err error) (explanation, bool) {
 		e.message = strings.Replace(e.message, "the server refused it", "other objects depend on it", 1)
 	case "53100": // disk_full
 		e.message = strings.Replace(e.message, "the server refused it", "the server's disk is full", 1)
+	case "08P01": // protocol_violation
+		if server.Message == "query_wait_timeout" { // PgBouncer's
+			e.message = "the connection pooler had no further session for us in time (query_wait_timeout)"
+			e.hint = "Some of it needs two or three sessions at once. Let its pool have them, or connect to the server itself."
+		}
+	case "38000": // external_routine_exception: of COPY TO PROGRAM, which is long and says nothing
+		e.detail = fmt.Sprintf("What the server was to execute for it failed (%s); why is in the server's log.", cmp.Or(server.Detail, server.Message))
+		e.hint = "Is there room on that server's disk, and may it write there? The same command again goes through then."
 	}
 	return e, true
 }
@@ -235,6 +247,12 @@ func explainInstall(err error) (explanation, bool) {
 			e.hint = fmt.Sprintf("Have a superuser say: %s. Then the same command again; or leave foo.conf out with --no-conf.", setting.SQL)
 		}
 	case errors.As(err, &commit):
+		if commit.Look != nil {
+			alone := *commit
+			alone.Look = nil
+			e.message = message(&alone)
+			e.detail = fmt.Sprintf("The server could not be asked what became of it: %s.", explain(commit.Look).message)
+		}
 		e.hint = "rideau extension status says whether it is there. The same command again does what is missing, and no more."
 	case errors.As(err, &unfinished):
 		e.message = fmt.Sprintf("database %q is changed, and not all that comes after it was done", unfinished.Database)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -231,5 +232,18 @@ func TestReportStatus(t *testing.T) {
 				t.Errorf("status %d, output %q; want %d, %q", status, out.String(), tt.status, tt.output)
 			}
 		})
+	}
+}
+
+// A session that ends without a word is explained by whoever is left: of a file,
+// somebody has said which.
+func TestExplainLostSession(t *testing.T) {
+	for _, err := range []error{io.ErrUnexpectedEOF, &extensionError{io.ErrUnexpectedEOF}} {
+		if e := explain(err); e.message != "the server ended the session without a word (unexpected EOF)" || !strings.Contains(e.hint, "full disk") {
+			t.Errorf("got %+v", e)
+		}
+	}
+	if e := explain(fmt.Errorf("could not read %q: %w", "foo.plan", io.ErrUnexpectedEOF)); e.message != `could not read "foo.plan": unexpected EOF` || e.hint != "" {
+		t.Errorf("got %+v", e)
 	}
 }
