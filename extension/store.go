@@ -1025,7 +1025,7 @@ func (j *journal) undo(ctx context.Context, err error) error {
 		}
 		if reload {
 			if err := open.reloaded(ctx); err != nil {
-				left(n, "what it had read", err)
+				left(n, "what was set, until its configuration is reloaded,", err)
 			}
 		}
 		var fresh []string

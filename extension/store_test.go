@@ -18,7 +18,8 @@ import (
 )
 
 // rnd makes packages with a library, contrib's tablefunc under another name, in
-// two builds; one of another name that brings it too, and one whose upgrade fails.
+// three builds, of which the last has a script that fails; another that brings one
+// of that name too, and two that share one.
 func rnd(t *testing.T, server *pgtest.Server) *registry.Registry {
 	t.Helper()
 	lib := server.QueryValue("SELECT setting FROM pg_config WHERE name = 'PKGLIBDIR'")
@@ -60,12 +61,19 @@ SELECT nothing;
 -- trusted/control --
 `+strings.Replace(control("trusted", "1.0", "trusted = true\n"), "$libdir/rnd", "$libdir/trusted", 1)+`
 -- trusted/install.sql --
-`+function)
-	for _, place := range []string{"rnd-1.0/lib/rnd.so", "rnd-1.1/lib/rnd.so", "rnd-1.2/lib/rnd.so", "thief/lib/rnd.so", "trusted/lib/trusted.so"} {
+`+function+`
+-- twin/control --
+`+strings.Replace(control("twin", "1.0", ""), "$libdir/rnd", "$libdir/trusted", 1)+`
+-- twin/install.sql --
+`+strings.Replace(function, "rnd(", "twin(", 1))
+	for place, build := range map[string]string{
+		"rnd-1.0/lib/rnd.so": "0", "rnd-1.1/lib/rnd.so": "1", "rnd-1.2/lib/rnd.so": "2", "thief/lib/rnd.so": "thief",
+		"trusted/lib/trusted.so": "both", "twin/lib/trusted.so": "both",
+	} {
 		if err := os.MkdirAll(filepath.Join(dir, filepath.Dir(place)), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(filepath.Join(dir, place), append(slices.Clone(data), place[:len("rnd-1.0")]...), 0o755); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, place), append(slices.Clone(data), build...), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -276,6 +284,17 @@ func TestRemovalAgain(t *testing.T) {
 	if report := do(t, s, uninstall); len(report.Removed) != 1 || len(store(t, server)) != 0 {
 		t.Errorf("removed are %q, left %q", report.Removed, store(t, server))
 	}
+	// A library that two have brought goes with the second.
+	do(t, s, byPath("trusted", "twin"))
+	do(t, s, Request{Uninstall: []string{"twin"}})
+	if got := names(store(t, server)); !slices.Equal(got, []string{"extension/trusted--1.0.sql", "extension/trusted.control", "lib/trusted.so", "packages/trusted.json"}) {
+		t.Errorf("without twin there are %q", got)
+	}
+	do(t, s, Request{Uninstall: []string{"trusted"}})
+	if got := names(store(t, server)); len(got) != 0 {
+		t.Errorf("left are %q", got)
+	}
+
 	// What an older program brought is left alone, and said.
 	do(t, s, byPath("rnd=1.0"))
 	server.Exec("COPY (SELECT 1) TO PROGRAM 'cat > /dev/null; rm rideau/packages/rnd.json'")
