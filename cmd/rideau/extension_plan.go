@@ -95,6 +95,13 @@ type savedPlan struct {
 const planFormat = 1
 
 func (f *planFlags) plan(cmd *cobra.Command, args []string) error {
+	for _, arg := range args {
+		if _, err := readPlan(arg); err == nil {
+			err := usageErrorf(cmd, "%s is a plan already", arg)
+			err.hint = fmt.Sprintf("To do it: rideau extension apply %s. To make it anew, name the extensions again.", shellQuote(arg))
+			return err
+		}
+	}
 	install, err := parseWishes(cmd, args, f.schema)
 	if err != nil {
 		return err

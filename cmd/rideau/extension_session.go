@@ -120,7 +120,7 @@ func (s *extensionSession) Plan(ctx context.Context, req extension.Request) (*ex
 	if err != nil {
 		return nil, s.hinted(err, req)
 	}
-	s.noteAbsent(plan)
+	plan.Notes = append(plan.Notes, s.unknown()...)
 	return plan, nil
 }
 
@@ -141,11 +141,13 @@ func (s *extensionSession) Lock(ctx context.Context, req extension.Request) ([]e
 	return locked, nil
 }
 
-// noteAbsent says in a plan which nodes it knows nothing of.
-func (s *extensionSession) noteAbsent(plan *extension.Plan) {
+// unknown says which nodes were not looked at.
+func (s *extensionSession) unknown() []string {
+	var notes []string
 	for _, node := range s.absent {
-		plan.Notes = append(plan.Notes, fmt.Sprintf("%s was not looked at, because it did not answer: whether it has what is needed is not known, and no file is brought there", node))
+		notes = append(notes, fmt.Sprintf("%s was not looked at, because it did not answer: whether it has what is needed is not known, and no file is brought there", node))
 	}
+	return notes
 }
 
 // hinted adds to an error of a plan what to do about it in this database.

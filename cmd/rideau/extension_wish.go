@@ -355,6 +355,9 @@ func (f *planFlags) lock(cmd *cobra.Command) (err error) {
 		if lock.Databases[one.name], err = one.session.Lock(cmd.Context(), req); err != nil {
 			return fmt.Errorf("database %q: %w", one.name, err)
 		}
+		for _, note := range one.session.unknown() {
+			fmt.Fprintf(cmd.ErrOrStderr(), "note: %s\n", note)
+		}
 	}
 	text, err := lock.Marshal()
 	if err != nil {
