@@ -517,6 +517,7 @@ func TestFilesLost(t *testing.T) {
 	do(t, s, install("rnd=1.0"))
 	whole("from the package")
 	lose("lib/rnd.so", standby)
+	lose("extension/rnd--1.0.sql", standby)
 	do(t, connected(t, Config{}, conninfo...), install("rnd=1.0"))
 	whole("from the other node")
 	lose("", standby)
