@@ -283,7 +283,7 @@ func explainInstall(err error) (explanation, bool) {
 		e.hint = "Mend the script in upgrade/; people who upgrade would not have what people who install have."
 	case errors.As(err, &adopt) && len(adopt.Missing) == 0:
 		e.message = fmt.Sprintf("cannot adopt %s %s: not all of it is as the package makes it", adopt.Name, adopt.Version)
-		e.detail = "Another definition have: " + lines(adopt.Differ) + "\n        " + nothingChanged
+		e.detail = "Defined otherwise: " + lines(adopt.Differ) + "\n        " + nothingChanged
 		e.hint = "Is it of another version (" + adopt.Name + "=VERSION)? To adopt it as it is, changes of your own and all: --modified."
 	case errors.As(err, &adopt):
 		e.message = fmt.Sprintf("cannot adopt %s %s: not all that it makes is in the database", adopt.Name, adopt.Version)
