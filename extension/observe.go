@@ -351,16 +351,21 @@ func (o *Observed) addLedger(state *ledger.State) {
 func (o *Observed) askAvailable(ctx context.Context, conn *pgx.Conn) error {
 	rows, err := conn.Query(ctx, `
 SELECT v.name::text, v.version, v.superuser, v.trusted, v.relocatable, coalesce(v.schema::text, ''),
-       coalesce(v.requires::text[], '{}'), coalesce(v.comment, ''), v.version IS NOT DISTINCT FROM d.default_version
+       coalesce(v.requires::text[], '{}'), coalesce(v.comment, ''), v.version IS NOT DISTINCT FROM d.default_version,
+       coalesce(right(d.comment, length($1::text)) = $1, false)
 FROM pg_available_extension_versions() v LEFT JOIN pg_available_extensions() d ON d.name = v.name
-ORDER BY 1, 2`)
+ORDER BY 1, 2`, broughtMark)
 	if err != nil {
 		return err
 	}
 	var name string
 	var a Available
-	_, err = pgx.ForEachRow(rows, []any{&name, &a.Version, &a.Superuser, &a.Trusted, &a.Relocatable, &a.Schema, &a.Requires, &a.Comment, &a.Default}, func() error {
+	var ours bool
+	_, err = pgx.ForEachRow(rows, []any{&name, &a.Version, &a.Superuser, &a.Trusted, &a.Relocatable, &a.Schema, &a.Requires, &a.Comment, &a.Default, &ours}, func() error {
 		o.Available[name] = append(o.Available[name], a)
+		if ours && !slices.Contains(o.Stored, name) {
+			o.Stored = append(o.Stored, name)
+		}
 		a.Requires = nil
 		return nil
 	})

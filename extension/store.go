@@ -167,17 +167,8 @@ func (st *Store) has(file string) bool {
 	return ok
 }
 
-// askStore asks what we have brought to this node.
+// askStore asks what is in the store of this node.
 func (o *Observed) askStore(ctx context.Context, conn *pgx.Conn) error {
-	if o.Major() >= firstControlPath {
-		rows, err := conn.Query(ctx, "SELECT name::text FROM pg_available_extensions() WHERE right(comment, length($1::text)) = $1 ORDER BY 1", broughtMark)
-		if err != nil {
-			return err
-		}
-		if o.Stored, err = pgx.CollectRows(rows, pgx.RowTo[string]); err != nil {
-			return err
-		}
-	}
 	if !o.Role.Superuser || o.DataDir == "" {
 		return nil
 	}
