@@ -6,15 +6,18 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/fstest"
 	"testing/synctest"
@@ -22,6 +25,9 @@ import (
 
 	"github.com/johannesboyne/gofakes3"
 	"github.com/johannesboyne/gofakes3/backend/s3mem"
+	"gocloud.dev/blob"
+	"gocloud.dev/blob/driver"
+	"gocloud.dev/gcerrors"
 
 	"rideau/extension/pack"
 )
@@ -372,11 +378,14 @@ func TestWaiting(t *testing.T) {
 		t.Run(tc.why, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				start := time.Now()
+				var mu sync.Mutex
 				var said []time.Duration
 				o := Options{Client: &http.Client{Transport: tc.from}, Waiting: func(location string) {
 					if location != "http://registry.example" {
 						t.Errorf("waits for %q", location)
 					}
+					mu.Lock()
+					defer mu.Unlock()
 					said = append(said, time.Since(start))
 				}}
 				st, _, err := openStore(t.Context(), "http://registry.example/", o)
@@ -389,7 +398,9 @@ func TestWaiting(t *testing.T) {
 				if !errors.Is(err, context.Canceled) || time.Since(start) != idle-time.Second {
 					t.Errorf("after %s: %v", time.Since(start), err)
 				}
-				if fmt.Sprint(said) != fmt.Sprint(tc.want) {
+				mu.Lock()
+				defer mu.Unlock()
+				if !slices.Equal(said, tc.want) {
 					t.Errorf("said something after %v, want %v", said, tc.want)
 				}
 			})
@@ -430,6 +441,113 @@ func TestUnreachable(t *testing.T) {
 			t.Errorf("%s: %v", location, err)
 		}
 	}
+}
+
+// Storage that overwrites what was to be created is not written to: a registry
+// that is there stays, and none is made.
+func TestStorageThatOverwrites(t *testing.T) {
+	setS3Environment(t)
+	ctx := context.Background()
+	l := emptyLab(t)
+	backend := s3mem.New()
+	l.must(backend.CreateBucket("bucket"))
+	inner := gofakes3.New(backend).Server()
+	var careless atomic.Bool
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if careless.Load() {
+			r.Header.Del("If-None-Match")
+		}
+		inner.ServeHTTP(w, r)
+	}))
+	t.Cleanup(server.Close)
+	at := func(prefix string) string {
+		return "s3://bucket/" + prefix + "?region=us-east-1&use_path_style=true&endpoint=" + server.URL
+	}
+	l.must(Init(ctx, at("good"), l.policy(), l.options, l.keys()...))
+	content := func() string {
+		var all []string
+		list, err := backend.ListBucket("bucket", nil, gofakes3.ListBucketPage{})
+		l.must(err)
+		for _, o := range list.Contents {
+			all = append(all, o.Key+" "+o.ETag)
+		}
+		return strings.Join(all, "\n")
+	}
+	before := content()
+	careless.Store(true)
+	for what, err := range map[string]error{
+		"made over another": Init(ctx, at("good"), l.policy(), l.options, l.keys()...),
+		"made":              Init(ctx, at("new"), l.policy(), l.options, l.keys()...),
+		"opened":            func() error { _, err := OpenWriter(ctx, at("good"), l.trust, l.options); return err }(),
+	} {
+		want := "If-None-Match"
+		if what == "made over another" {
+			want = "there is a registry at"
+		}
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if after := content(); after != before {
+		t.Errorf("before\n%s\nafter\n%s", before, after)
+	}
+	careless.Store(false)
+	l.must(Init(ctx, at("new"), l.policy(), l.options, l.keys()...))
+	_, err := l.openAt("s3://nobucket?region=us-east-1&use_path_style=true&endpoint=" + server.URL)
+	if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "object storage said NoSuchBucket: ") || strings.Contains(err.Error(), "RequestID") {
+		t.Errorf("no bucket: %v", err)
+	}
+}
+
+// Object storage that goes silent is given up on as well, whether or not it has
+// begun to answer.
+func TestSilentStorage(t *testing.T) {
+	for _, answers := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			bucket := blob.NewBucket(silentBucket{answers: answers})
+			start, said := time.Now(), new(atomic.Int32)
+			st := blobStore{bucket, watch{"s3://bucket", func(string) { said.Add(1) }}}
+			_, err := readSmall(context.Background(), st, "timestamp", 100)
+			if err == nil || !strings.Contains(err.Error(), "sent nothing for 1m0s") || time.Since(start) != idle || said.Load() == 0 {
+				t.Errorf("answers %v: after %s, said %d times: %v", answers, time.Since(start), said.Load(), err)
+			}
+			if err := st.close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// A silentBucket is object storage that never gets to the end of an answer.
+type silentBucket struct {
+	driver.Bucket
+	answers bool
+}
+
+func (b silentBucket) NewRangeReader(ctx context.Context, _ string, _, _ int64, _ *driver.ReaderOptions) (driver.Reader, error) {
+	if !b.answers {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return &silentReader{ctx: ctx}, nil
+}
+
+func (silentBucket) ErrorCode(error) gcerrors.ErrorCode { return gcerrors.Unknown }
+func (silentBucket) ErrorAs(error, any) bool            { return false }
+func (silentBucket) Close() error                       { return nil }
+
+type silentReader struct {
+	driver.Reader
+	ctx context.Context
+}
+
+func (r *silentReader) Attributes() *driver.ReaderAttributes {
+	return &driver.ReaderAttributes{Size: 100}
+}
+func (r *silentReader) Close() error { return nil }
+func (r *silentReader) Read(p []byte) (int, error) {
+	<-r.ctx.Done()
+	return 0, r.ctx.Err()
 }
 
 // silent is a transport that answers a few bytes, half a wait later some more, and

@@ -38,11 +38,35 @@ type writable interface {
 	// put makes name have this content, at once and to stay.
 	put(ctx context.Context, name string, data []byte) error
 	// create is put for a name that does not exist; else it is fs.ErrExist. Of
-	// two that create one name at once, one succeeds.
+	// two that create one name at once, one succeeds: see createsOnce.
 	create(ctx context.Context, name string, data []byte) error
 	// list returns all names, in no order that matters.
 	list(ctx context.Context) iter.Seq2[item, error]
 	remove(ctx context.Context, name string) error
+}
+
+// createsOnce checks that a store does not create what is there. Some that speak S3
+// pass over the condition, and of two who publish at once one would be lost. name
+// has this content: to write it again changes nothing.
+func createsOnce(ctx context.Context, st writable, location, name string, same []byte) error {
+	if _, ok := st.(dirStore); ok {
+		return nil
+	}
+	err := st.create(ctx, name, same)
+	if err == nil {
+		return &overwritesError{location}
+	}
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	return err
+}
+
+// An overwritesError says that a store cannot be published to.
+type overwritesError struct{ location string }
+
+func (e *overwritesError) Error() string {
+	return fmt.Sprintf("cannot write to registry %q: its object storage overwrites a file that is to be written only if it is not there (If-None-Match)", e.location)
 }
 
 type item struct {
@@ -84,6 +108,7 @@ func openStore(ctx context.Context, location string, o Options) (store, string, 
 		if scheme == s3blob.Scheme {
 			prefix := strings.Trim(u.Path, "/")
 			u.Path, u.RawPath = "", ""
+			u.RawQuery = withDefaults(u.Query()).Encode()
 			if bucket, err = new(s3blob.URLOpener).OpenBucketURL(ctx, u); err == nil && prefix != "" {
 				bucket = blob.PrefixedBucket(bucket, prefix+"/")
 			}
@@ -247,11 +272,19 @@ func (b blobStore) close() error { return b.bucket.Close() }
 
 func (b blobStore) open(ctx context.Context, name string, offset int64) (io.ReadCloser, error) {
 	defer b.watch.start()()
+	ctx, cancel := context.WithCancelCause(ctx)
+	body := newIdleReader(ctx, cancel)
 	r, err := b.bucket.NewRangeReader(ctx, name, offset, -1, nil)
 	if err != nil {
+		body.timer.Stop()
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
+		cancel(nil)
 		return nil, b.error(err)
 	}
-	return watchedReader{r, b.watch}, nil
+	body.body = watchedReader{r, b.watch}
+	return body, nil
 }
 
 func (b blobStore) put(ctx context.Context, name string, data []byte) error {
@@ -306,17 +339,59 @@ func (b blobStore) error(err error) error {
 	if errors.As(err, &request) && !errors.Is(err, context.Canceled) {
 		return &Unreachable{b.watch.location, request}
 	}
-	switch gcerrors.Code(err) {
-	case gcerrors.OK:
+	if err == nil {
 		return nil
-	case gcerrors.NotFound:
-		return fmt.Errorf("%w: %w", fs.ErrNotExist, err)
-	case gcerrors.FailedPrecondition:
-		return fmt.Errorf("%w: %w", fs.ErrExist, err)
-	case gcerrors.PermissionDenied:
-		return fmt.Errorf("%w: %w", fs.ErrPermission, err)
 	}
-	return err
+	e := &blobError{said: err.Error(), err: err}
+	var api interface {
+		ErrorCode() string
+		ErrorMessage() string
+	}
+	if _, why, ok := strings.Cut(e.said, "get credentials: "); ok {
+		e.said = "no credentials for object storage, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY: " + why
+	} else if errors.As(err, &api) {
+		e.said = "object storage said " + api.ErrorCode()
+		if text := api.ErrorMessage(); text != "" {
+			e.said += ": " + text
+		}
+	}
+	switch gcerrors.Code(err) {
+	case gcerrors.NotFound:
+		e.kind = fs.ErrNotExist
+	case gcerrors.FailedPrecondition:
+		e.kind = fs.ErrExist
+	case gcerrors.PermissionDenied:
+		e.kind = fs.ErrPermission
+	}
+	return e
+}
+
+// A blobError is an error of object storage in words that are for people, and of a
+// kind that is for programs.
+type blobError struct {
+	said      string
+	kind, err error
+}
+
+func (e *blobError) Error() string { return e.said }
+
+func (e *blobError) Unwrap() []error {
+	if e.kind == nil {
+		return []error{e.err}
+	}
+	return []error{e.kind, e.err}
+}
+
+// withDefaults adds to the parameters of an s3:// location what is not said there.
+// All content is verified by what was signed; checksums in the way of today's S3
+// are not known to all who speak it, and the library complains of those who do not.
+func withDefaults(q url.Values) url.Values {
+	for _, key := range []string{"request_checksum_calculation", "response_checksum_validation"} {
+		if !q.Has(key) {
+			q.Set(key, "when_required")
+		}
+	}
+	return q
 }
 
 // An httpStore is a tree that a web server serves.
@@ -385,9 +460,8 @@ func (h *httpStore) open(ctx context.Context, name string, offset int64) (io.Rea
 	default:
 		return fail(fmt.Errorf("could not get %q: the server answered %q", req.URL.Redacted(), resp.Status))
 	}
-	body := &idleReader{body: watchedReader{resp.Body, h.watch}, cancel: cancel}
-	body.timer = time.AfterFunc(idle, func() { cancel(fmt.Errorf("the server sent nothing for %s", idle)) })
-	body.ctx = ctx
+	body := newIdleReader(ctx, cancel)
+	body.body = watchedReader{resp.Body, h.watch}
 	// A server that knows no ranges sends all of it.
 	if _, err := io.CopyN(io.Discard, body, offset); err != nil {
 		body.Close()
@@ -402,6 +476,11 @@ type idleReader struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	timer  *time.Timer
+}
+
+// newIdleReader waits from now on for a body, which is yet to come.
+func newIdleReader(ctx context.Context, cancel context.CancelCauseFunc) *idleReader {
+	return &idleReader{ctx: ctx, cancel: cancel, timer: time.AfterFunc(idle, func() { cancel(fmt.Errorf("the server sent nothing for %s", idle)) })}
 }
 
 func (r *idleReader) Read(p []byte) (int, error) {

@@ -69,20 +69,36 @@ func initTree(ctx context.Context, st store, location string, p Policy, o Option
 	if text, err = t.signFor("the root", text, p.Root, keys); err != nil {
 		return err
 	}
+	// Storage that overwrites what is there would do so before we know.
+	if _, err := readSmall(ctx, st, rootName(1), maxRoot); err == nil {
+		return begun(ctx, st, location)
+	} else if !errors.Is(err, fs.ErrNotExist) && !isRefused(err) {
+		return fmt.Errorf("could not make a registry: %w", err)
+	}
 	// The root first, by which two who make a registry in one place are told
 	// apart; without a timestamp it cannot be opened.
 	if err := w.create(ctx, rootName(1), text); err != nil {
 		if !errors.Is(err, fs.ErrExist) {
 			return fmt.Errorf("could not make a registry: %w", err)
 		}
-		if _, err := readSmall(ctx, st, currentName, maxTimestamp); errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("a registry was begun at %q and not finished: remove its file %q to begin again", location, rootName(1))
-		}
-		return fmt.Errorf("there is a registry at %q already: %w", location, err)
+		return begun(ctx, st, location)
+	}
+	if err := createsOnce(ctx, w, location, rootName(1), text); errors.As(err, new(*overwritesError)) {
+		return errors.Join(err, w.remove(ctx, rootName(1)))
+	} else if err != nil {
+		return fmt.Errorf("could not make a registry: %w", err)
 	}
 	t.root = r
 	x := &index{header: header{typeIndex, format}, ID: r.ID}
 	return (&Writer{t: t, st: w}).write(ctx, x, nil, keys)
+}
+
+// begun says what is there instead of a registry to be made.
+func begun(ctx context.Context, st store, location string) error {
+	if _, err := readSmall(ctx, st, currentName, maxTimestamp); errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("a registry was begun at %q and not finished: remove its file %q to begin again", location, rootName(1))
+	}
+	return fmt.Errorf("there is a registry at %q already", location)
 }
 
 // OpenWriter opens the registry at location to change it. An index or timestamp
@@ -97,6 +113,9 @@ func OpenWriter(ctx context.Context, location string, trust *Trust, o Options) (
 		return nil, errors.Join(fmt.Errorf("cannot write to registry %q: publish to the directory that is served, or to object storage", t.location), t.close())
 	}
 	if err := t.load(ctx, true); err != nil {
+		return nil, errors.Join(err, t.close())
+	}
+	if err := createsOnce(ctx, st, t.location, currentName, t.stampText); err != nil {
 		return nil, errors.Join(err, t.close())
 	}
 	return &Writer{t: t, st: st}, nil
