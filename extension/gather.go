@@ -376,6 +376,9 @@ func (s *Session) planNodes(ctx context.Context, p *Plan, req Request) error {
 			return err
 		}
 	}
+	if err := s.onlyNew(ctx, p); err != nil {
+		return err
+	}
 	var u *users
 	ask := func() (_ *users, err error) {
 		if u == nil {

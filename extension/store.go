@@ -628,6 +628,39 @@ func (n *node) removeStored(ctx context.Context, files []string) error {
 	return nil
 }
 
+// onlyNew takes out of the plan what is in the stores already, as it should be.
+func (s *Session) onlyNew(ctx context.Context, p *Plan) error {
+	there := map[string]bool{} // by node and path
+	for _, n := range s.nodes() {
+		var inside []string
+		for _, f := range p.Files {
+			if file, ok := strings.CutPrefix(f.Path, n.store(false)+"/"); ok && f.Node == n.o.Node {
+				inside = append(inside, file)
+			}
+		}
+		sums, err := n.hashes(ctx, inside)
+		if err != nil {
+			return err
+		}
+		for _, f := range p.Files {
+			if file, ok := strings.CutPrefix(f.Path, n.store(false)+"/"); ok && f.Node == n.o.Node && sums[file] == f.SHA256 {
+				there[f.Node+"\n"+f.Path] = true
+				p.leadTo(f.Node, f.Path)
+			}
+		}
+	}
+	p.Files = slices.DeleteFunc(p.Files, func(f NodeFile) bool { return there[f.Node+"\n"+f.Path] })
+	return nil
+}
+
+// leadTo has the search paths of a node lead to a file that is there.
+func (p *Plan) leadTo(node, file string) {
+	if p.lead == nil {
+		p.lead = map[string][]string{}
+	}
+	p.lead[node] = append(p.lead[node], file)
+}
+
 // replaced says what changes for other databases because files of an extension are
 // replaced that are there already.
 func (s *Session) replaced(ctx context.Context, p *Plan, ask func() (*users, error)) error {
@@ -719,11 +752,8 @@ func (s *Session) redoFiles(ctx context.Context, p *Plan, k *known, in *Installe
 		if m == nil {
 			continue
 		}
-		if p.lead == nil {
-			p.lead = map[string][]string{}
-		}
 		for _, f := range m.Files {
-			p.lead[n.o.Node] = append(p.lead[n.o.Node], path.Join(n.store(false), f.Path))
+			p.leadTo(n.o.Node, path.Join(n.store(false), f.Path))
 		}
 		lost, err := n.lackingFiles(ctx, m)
 		if err != nil {

@@ -169,8 +169,15 @@ func TestStore(t *testing.T) {
 		t.Errorf("the comment is %q", got)
 	}
 
-	// Another version, for another database: both libraries cannot be there.
+	// For another database nothing needs to be brought; another version replaces
+	// what is there.
 	two := open("two", shelf)
+	if p = plan(t, two, byPath("rnd=1.0")); len(p.Files)+len(p.Paths) > 0 || len(p.Steps) != 1 {
+		t.Errorf("the plan brings %d files, and sets %+v", len(p.Files), p.Paths)
+	}
+	if p = plan(t, two, byPath("rnd=1.1")); len(p.Files) != 2*5 {
+		t.Errorf("the plan brings %d files, want 5 to each node", len(p.Files))
+	}
 	report = do(t, two, byPath("rnd=1.1"))
 	if !says(report.Notes, "lib/rnd.so", "is replaced", `database "postgres" has rnd 1.0`, "until they end") ||
 		!says(report.Notes, "extension/rnd.control", "default version", `database "postgres" has rnd 1.0`) {
