@@ -725,9 +725,16 @@ BEGIN
 			RAISE EXCEPTION '% sets %, which cannot be done in SQL', p.name, setting->>'Name' USING ERRCODE = 'feature_not_supported',
 				HINT = 'The command "rideau extension install" does it.';
 		END IF;
-		EXECUTE format('ALTER %s SET %s = %L',
-			CASE setting->>'Scope' WHEN 'role' THEN format('ROLE %I', setting->>'Role') ELSE format('DATABASE %I', current_database()) END,
-			(SELECT string_agg(quote_ident(n), '.' ORDER BY i) FROM unnest(string_to_array(setting->>'Name', '.')) WITH ORDINALITY u(n, i)), setting->>'Value');
+		BEGIN
+			EXECUTE format('ALTER %s SET %s = %L',
+				CASE setting->>'Scope' WHEN 'role' THEN format('ROLE %I', setting->>'Role') ELSE format('DATABASE %I', current_database()) END,
+				(SELECT string_agg(quote_ident(n), '.' ORDER BY i) FROM unnest(string_to_array(setting->>'Name', '.')) WITH ORDINALITY u(n, i)), setting->>'Value');
+		EXCEPTION WHEN insufficient_privilege THEN
+			RAISE EXCEPTION '% sets %, which role "%" may not', p.name, setting->>'Name', current_user USING ERRCODE = 'insufficient_privilege',
+				DETAIL = sqlerrm, HINT = CASE WHEN sqlerrm LIKE '%"' || (setting->>'Name') || '"%' AND current_setting('server_version_num')::integer >= 150000
+					THEN format('Have a superuser say: GRANT SET ON PARAMETER %s TO %I;', setting->>'Name', current_user)
+					ELSE format('Without its settings: rideau extension install %s --no-conf', p.name) END;
+		END;
 	END LOOP;
 END
 $function$;
