@@ -30,19 +30,13 @@ func (e *AdoptError) Error() string {
 	return fmt.Sprintf("cannot adopt %s %s: not in the database: %s", e.Name, e.Version, strings.Join(e.Missing, ", "))
 }
 
-// PlanAdopt plans to take charge of something that is in the database already:
-// objects that a script of the package made when it was executed by hand, or an
-// extension that CREATE EXTENSION made, about which the package knows more than
-// the server (versioned depends and conflicts). Nothing but the ledger is
-// changed by it.
-func (s *Session) PlanAdopt(ctx context.Context, w Wish) (*Plan, error) {
-	return s.PlanAdoption(ctx, Request{Install: []Wish{w}})
-}
-
-// PlanAdoption is PlanAdopt of the one wish of a request. With Modified, objects
-// may have other definitions than the package would give them; they are recorded
-// as they are.
-func (s *Session) PlanAdoption(ctx context.Context, req Request) (*Plan, error) {
+// PlanAdopt plans to take charge of something that is in the database already, the
+// one wish of the request: objects that a script of the package made when it was
+// executed by hand, or an extension that CREATE EXTENSION made, about which the
+// package knows more than the server (versioned depends and conflicts). Nothing
+// but the ledger is changed by it. With Modified, objects may have other
+// definitions than the package would give them; they are recorded as they are.
+func (s *Session) PlanAdopt(ctx context.Context, req Request) (*Plan, error) {
 	if len(req.Install) != 1 {
 		return nil, fmt.Errorf("one extension is adopted at a time, not %d", len(req.Install))
 	}
@@ -192,13 +186,13 @@ func (r *runner) differ(ctx context.Context, s *Step, made, found []catalog.Obje
 	for _, o := range made {
 		md5s[objectText(relative(o, trialSchema(s.Name)))] = o.MD5
 	}
-	now, err := definitions(ctx, r.tx, found, trialSchema(s.Name), s.Schema)
+	now, err := catalog.DescribeAlike(ctx, r.tx, found, trialSchema(s.Name), s.Schema)
 	if err != nil {
 		return nil, err
 	}
 	var list []string
 	for i, o := range found {
-		if want, ok := md5s[objectText(relative(o, s.Schema))]; ok && want != now[i] {
+		if want, ok := md5s[objectText(relative(o, s.Schema))]; ok && want != now[i].MD5 {
 			list = append(list, o.String())
 		}
 	}
@@ -215,95 +209,12 @@ func tellsOfScript(err error) bool {
 	return !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded)
 }
 
-// tryBeside executes the script of a package in a schema of its own, sees what it
-// makes, and undoes it. Their hashes are those of definitions.
-func (r *runner) tryBeside(ctx context.Context, s *Step) (objects []catalog.Object, err error) {
-	o := r.s.primary.o
-	schema := trialSchema(s.Name)
-	err = pgx.BeginFunc(ctx, r.tx, func(inner pgx.Tx) error {
-		step := Step{Action: Install, Name: s.Name, To: s.To, Mode: Module, pkg: s.pkg, Schema: schema, MakeSchema: true}
-		schemas := o.targetSchemas()
-		schemas[step.Name] = schema
-		if err := step.writeSQL(o, offer{name: step.Name, version: step.To}, schemas, r.s.cfg.enforced); err != nil {
-			return err
-		}
-		before, err := catalog.Capture(ctx, inner)
-		if err != nil {
-			return err
-		}
-		if err := r.exec(ctx, &step, "CREATE SCHEMA "+quoteIdent(schema)); err != nil {
-			return err
-		}
-		for _, sc := range step.scripts {
-			if _, err := r.run(ctx, &step, sc); err != nil {
-				return err
-			}
-		}
-		diff, err := before.Difference(ctx, inner)
-		if err != nil {
-			return err
-		}
-		objects = slices.DeleteFunc(diff.Created, func(o catalog.Object) bool { return o.Type == "schema" && o.Names[0] == schema })
-		md5s, err := definitions(ctx, inner, objects, schema, s.Schema)
-		if err != nil {
-			return err
-		}
-		for i := range objects {
-			objects[i].MD5 = md5s[i]
-		}
-		return errRollback
-	})
-	if !errors.Is(err, errRollback) {
-		return nil, err
-	}
-	return objects, nil
-}
-
-// definitions returns hashes of the definitions of objects. They are the same in
-// the schema of a trial as in the other: whatever is written like the name of
-// either, with quotes or without, counts as one name. That is too much where a
-// word is like the name of a schema, and the same too much for both.
-func definitions(ctx context.Context, tx pgx.Tx, objects []catalog.Object, trial, schema string) ([]string, error) {
-	const hash = "md5(CASE"
-	query := catalog.DescribeSQL()
-	at := strings.Index(query, hash)
-	end := strings.LastIndex(query, "END)")
-	if at < 0 || end < at || strings.Count(query, hash) != 1 {
-		return nil, errors.New("extension: the definitions are not where they were in the query of package catalog")
-	}
-	query = query[:at] + "md5(replace(replace(replace(replace(CASE" + query[at+len(hash):end] +
-		"END, quote_ident($3), E'\\x01'), $3, E'\\x01'), quote_ident($4), E'\\x01'), $4, E'\\x01'))" + query[end+len("END)"):]
-	classIDs, oids := make([]uint32, len(objects)), make([]uint32, len(objects))
-	for i, o := range objects {
-		classIDs[i], oids[i] = o.ClassID, o.OID
-	}
-	md5s := make([]string, len(objects))
-	err := pgx.BeginFunc(ctx, tx, func(inner pgx.Tx) error {
-		// A definition is written with every schema in it but the system's, and
-		// without the words of a session.
-		if _, err := inner.Exec(ctx, "SET LOCAL search_path = pg_catalog, pg_temp"); err != nil {
-			return err
-		}
-		rows, err := inner.Query(ctx, "SELECT d.n, d.md5 FROM ("+query+") AS d (n, type, names, args, identity, owner, extension, grantees, md5)", classIDs, oids, trial, schema)
-		if err != nil {
-			return err
-		}
-		var n int
-		var md5 *string
-		if _, err := pgx.ForEachRow(rows, []any{&n, &md5}, func() error {
-			if md5 != nil {
-				md5s[n-1] = *md5
-			}
-			return nil
-		}); err != nil {
-			return err
-		}
-		return errRollback
-	})
-	if !errors.Is(err, errRollback) {
-		return nil, fmt.Errorf("could not compare definitions: %w", err)
-	}
-	return md5s, nil
+// tryBeside executes the script of a package in a schema of its own, and sees what
+// it makes, with hashes as differ compares them.
+func (r *runner) tryBeside(ctx context.Context, s *Step) ([]catalog.Object, error) {
+	return r.trial(ctx, s.pkg, func(tx pgx.Tx, made []catalog.Object) ([]catalog.Object, error) {
+		return catalog.DescribeAlike(ctx, tx, made, trialSchema(s.Name), s.Schema)
+	}, s.To)
 }
 
 // absolute is the opposite of relative.
@@ -315,7 +226,7 @@ func absolute(o pack.Object, schema string) catalog.Object {
 // learn executes the script in a schema of its own, sees what it makes, and
 // undoes it.
 func (r *runner) learn(ctx context.Context, s *Step) ([]pack.Object, error) {
-	created, err := r.trial(ctx, s.pkg, s.To)
+	created, err := r.trial(ctx, s.pkg, nil, s.To)
 	if err != nil {
 		return nil, err
 	}

@@ -50,7 +50,7 @@ func TestAdoptDefinitions(t *testing.T) {
 			if err := s.refresh(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			p, err := s.PlanAdoption(t.Context(), Request{Install: []Wish{{Name: name, Schema: schema}}, Modified: modified})
+			p, err := s.PlanAdopt(t.Context(), Request{Install: []Wish{{Name: name, Schema: schema}}, Modified: modified})
 			if err != nil {
 				t.Fatal(err)
 			}

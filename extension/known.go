@@ -302,13 +302,14 @@ func (k *known) Near(name string) []string {
 		all = append(all, shelf.Names()...)
 	}
 	slices.Sort(all)
-	var near []string
-	for _, other := range slices.Compact(all) {
-		if other != name && len(near) < 5 && (depend.Distance(name, other) <= 1+len(name)/4 || len(name) > 2 && strings.Contains(other, name)) {
+	all = slices.Compact(all)
+	near := depend.Near(name, all)
+	for _, other := range all {
+		if other != name && len(name) > 2 && strings.Contains(other, name) && !slices.Contains(near, other) {
 			near = append(near, other)
 		}
 	}
-	return near
+	return near[:min(len(near), 5)]
 }
 
 // packageOf fetches the package of a name that has this sha256, nil if no shelf has

@@ -230,7 +230,7 @@ func TestAdopt(t *testing.T) {
 		if err := s.refresh(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		p, err := s.PlanAdopt(t.Context(), install(name).Install[0])
+		p, err := s.PlanAdopt(t.Context(), install(name))
 		if err != nil {
 			return err
 		}

@@ -362,7 +362,7 @@ CREATE FUNCTION baz() RETURNS text LANGUAGE sql AS $$ SELECT 'baz' $$;
 		if err := s.refresh(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		p, err := s.PlanAdopt(t.Context(), install(name).Install[0])
+		p, err := s.PlanAdopt(t.Context(), install(name))
 		if err != nil {
 			return err
 		}

@@ -109,7 +109,7 @@ func (s *Session) VerifyUpgrades(ctx context.Context, pkg *pack.Package, older .
 	defer func() { err = errors.Join(err, tx.Rollback(context.WithoutCancel(ctx))) }()
 	r := s.runner(tx)
 	to := sqlVersion(pkg.Control)
-	fresh, err := r.trial(ctx, pkg, to)
+	fresh, err := r.trial(ctx, pkg, nil, to)
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %w", pkg.Control.Name, to, err)
 	}
@@ -124,7 +124,7 @@ func (s *Session) VerifyUpgrades(ctx context.Context, pkg *pack.Package, older .
 		if _, err := pkg.Path(from, to); err != nil {
 			continue
 		}
-		upgraded, err := r.trial(ctx, pkg, from, to)
+		upgraded, err := r.trial(ctx, pkg, nil, from, to)
 		if err != nil {
 			return nil, fmt.Errorf("%s %s to %s: %w", pkg.Control.Name, from, to, err)
 		}
@@ -134,8 +134,9 @@ func (s *Session) VerifyUpgrades(ctx context.Context, pkg *pack.Package, older .
 }
 
 // trial installs a package in a schema of its own, at the first version, upgrades
-// it to the others, and returns what is then there. All is undone.
-func (r *runner) trial(ctx context.Context, pkg *pack.Package, versions ...string) (objects []catalog.Object, err error) {
+// it to the others, and returns what is then there, or what look makes of it. All
+// is undone.
+func (r *runner) trial(ctx context.Context, pkg *pack.Package, look func(pgx.Tx, []catalog.Object) ([]catalog.Object, error), versions ...string) (objects []catalog.Object, err error) {
 	err = pgx.BeginFunc(ctx, r.tx, func(inner pgx.Tx) error {
 		step := Step{Action: Install, Name: pkg.Control.Name, Mode: Module, pkg: pkg, Schema: trialSchema(pkg.Control.Name), MakeSchema: true}
 		schemas := r.s.primary.o.targetSchemas()
@@ -168,6 +169,11 @@ func (r *runner) trial(ctx context.Context, pkg *pack.Package, versions ...strin
 		objects = slices.DeleteFunc(diff.Created, func(o catalog.Object) bool {
 			return o.Type == "schema" && o.Names[0] == step.Schema
 		})
+		if look != nil {
+			if objects, err = look(inner, objects); err != nil {
+				return err
+			}
+		}
 		return errRollback
 	})
 	if !errors.Is(err, errRollback) {

@@ -214,7 +214,7 @@ func newExtensionAdoptCommand() *cobra.Command {
 		}
 		defer s.Close()
 		req.Install = wishes
-		plan, err := s.PlanAdoption(cmd.Context(), req)
+		plan, err := s.PlanAdopt(cmd.Context(), req)
 		if err != nil {
 			return err
 		}

@@ -588,7 +588,7 @@ func (s *extensionSession) planAgain(cmd *cobra.Command, saved *savedPlan) (*ext
 		return nil, &extension.MovedError{Database: saved.Plan.Database, Node: saved.Plan.Node}
 	}
 	if len(saved.Plan.Steps) > 0 && saved.Plan.Steps[0].Action == extension.Adopt {
-		return s.PlanAdoption(cmd.Context(), saved.Plan.Request)
+		return s.PlanAdopt(cmd.Context(), saved.Plan.Request)
 	}
 	return s.Plan(cmd.Context(), saved.Plan.Request)
 }

@@ -124,12 +124,12 @@ func (s *extensionSession) Plan(ctx context.Context, req extension.Request) (*ex
 	return plan, nil
 }
 
-// PlanAdoption is that of the session, for the primary only.
-func (s *extensionSession) PlanAdoption(ctx context.Context, req extension.Request) (*extension.Plan, error) {
+// PlanAdopt is that of the session, for the primary only.
+func (s *extensionSession) PlanAdopt(ctx context.Context, req extension.Request) (*extension.Plan, error) {
 	if err := s.onPrimary(ctx); err != nil {
 		return nil, err
 	}
-	return s.Session.PlanAdoption(ctx, req)
+	return s.Session.PlanAdopt(ctx, req)
 }
 
 // Lock is that of the session. Nothing is changed by it: a standby will do.

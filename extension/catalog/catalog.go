@@ -161,6 +161,20 @@ func Describe(ctx context.Context, q Querier, objects []Object) ([]Object, error
 	return described, nil
 }
 
+// DescribeAlike is Describe with hashes that are the same for the same definitions
+// in either of two schemas: whatever is written like the name of one of them, with
+// quotes or without, counts as one name. That is too much where another word is
+// like it, and the same too much for both.
+func DescribeAlike(ctx context.Context, q Querier, objects []Object, one, other string) ([]Object, error) {
+	described, err := withPinned(ctx, q, func() ([]Object, error) {
+		return describeBy(ctx, q, alikeSQL, objects, one, other)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("could not compare definitions: %w", err)
+	}
+	return described, nil
+}
+
 // Members returns the members of an extension, in order of class and oid. It is
 // an error if there is no such extension.
 func Members(ctx context.Context, q Querier, extension string) ([]Object, error) {

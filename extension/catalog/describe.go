@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -13,6 +14,12 @@ import (
 //
 //go:embed describe.sql
 var describeSQL string
+
+// alikeSQL is describeSQL with one name for the schemas $3 and $4 in definitions.
+var alikeSQL = strings.NewReplacer(
+	"md5(CASE", "md5(replace(replace(replace(replace(CASE",
+	"END)\nFROM unnest", `END, quote_ident($3), E'\x01'), $3, E'\x01'), quote_ident($4), E'\x01'), $4, E'\x01'))`+"\nFROM unnest",
+).Replace(describeSQL)
 
 // pinned are the settings that decide how the server writes definitions.
 var pinned = [][2]string{
@@ -78,12 +85,16 @@ SELECT was, pg_catalog.set_config(n, v, $3) FROM old`, names, values, local)
 	})
 }
 
-func describe(ctx context.Context, q Querier, objects []Object) (described []Object, err error) {
+func describe(ctx context.Context, q Querier, objects []Object) ([]Object, error) {
+	return describeBy(ctx, q, describeSQL, objects)
+}
+
+func describeBy(ctx context.Context, q Querier, query string, objects []Object, more ...any) (described []Object, err error) {
 	if len(objects) == 0 {
 		return nil, nil
 	}
 	classIDs, oids := addresses(objects)
-	rows, err := q.Query(ctx, describeSQL, classIDs, oids)
+	rows, err := q.Query(ctx, query, append([]any{classIDs, oids}, more...)...)
 	if err != nil {
 		return nil, err
 	}
