@@ -151,6 +151,8 @@ func explainInstall(err error) (explanation, bool) {
 		setting    *extension.SettingError
 		adopt      *extension.AdoptError
 		modified   *extension.ModifiedError
+		taken      *extension.TakenError
+		left       *extension.LeftError
 		commit     *extension.CommitError
 		unfinished *extension.UnfinishedError
 		preload    *extension.PreloadError
@@ -176,6 +178,13 @@ func explainInstall(err error) (explanation, bool) {
 		default:
 			e.hint = "rideau extension list says what there is; --registry PLACE names where more packages are."
 		}
+	case errors.As(err, &left): // before what it is left of, whose hint may say that nothing was changed
+		e.message = left.Err.Error()
+		e.detail = "Nothing was changed in the database. What was done before could not be undone:\n        " + lines(left.Left)
+		e.hint = "Remove it by hand, or give the same command again once the reason is gone: it takes up what is there."
+	case errors.As(err, &taken):
+		e.detail = nothingChanged
+		e.hint = fmt.Sprintf("A server has one file of a name. Uninstall %s in every database that has it, or ask the makers of the two to rename theirs.", taken.Other)
 	case errors.As(err, &cycle):
 		e.hint = "Their packages must be changed: one of them has to be installable without the others."
 	case errors.As(err, &mode):
