@@ -48,7 +48,11 @@ func explainExtension(err error) (explanation, bool) {
 	var request *url.Error
 	if errors.As(err, &request) { // of HTTP: who asked for what comes first, then why not
 		hint := systemHint(err)
-		if hint == "" || errors.Is(err, syscall.ECONNREFUSED) {
+		var gone *registry.Unreachable
+		switch {
+		case errors.As(err, &gone) && !errors.Is(err, syscall.ECONNREFUSED):
+			hint = "Check the address of the registry (--registry, or registries in extensions.toml). A mirror, or a copy in a directory, does as well."
+		case hint == "" || errors.Is(err, syscall.ECONNREFUSED):
 			hint = "Does the registry answer there? A mirror, or a copy in a directory, does as well."
 		}
 		return explanation{message: strings.TrimSuffix(err.Error(), request.Error()) + message(request.Err), hint: hint}, true
@@ -422,7 +426,7 @@ func refusedHint(r *registry.Refused) string {
 	case registry.Expired:
 		return "Its owner must refresh it: rideau extension registry refresh. If that was done, somebody shows you an old state."
 	case registry.RolledBack:
-		return "Somebody shows you an older state than you have seen: a mirror that lags behind, a backup that was restored, or an attack. Ask its owner."
+		return "Somebody shows you an older state than you have seen: a mirror that lags behind, a backup that was restored, or an attack. Ask its owner. If it is meant: rideau extension registry forget."
 	case registry.NotDelegated:
 		return "The key may not sign packages of that name. rideau extension registry show says which may."
 	case registry.BadSignature, registry.Mismatch, registry.Oversized, registry.Malformed:
