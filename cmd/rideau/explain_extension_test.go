@@ -140,7 +140,7 @@ func TestExplainExtension(t *testing.T) {
 		{"no answer from a web server", fmt.Errorf("could not open registry %q: %w", "https://r", &url.Error{Op: "Get", URL: "https://r/timestamp", Err: syscall.ECONNREFUSED}),
 			`could not open registry "https://r": connection refused`, "", "Does the registry answer there?"},
 		{"no such host", &registry.Unreachable{Location: "https://r", Err: &url.Error{Op: "Get", URL: "https://r/timestamp", Err: &net.DNSError{Err: "no such host", Name: "r", IsNotFound: true}}},
-			"no such host", "", "Check the address of the registry"},
+			`there is no host "r"`, "", "Check the address of the registry"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
