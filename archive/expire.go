@@ -51,11 +51,12 @@ type Lost struct {
 // never reaches the newest whole segment, where the record may begin that ends
 // in the one being written; nor that one; nor history files. A partial segment of
 // a timeline after which another has written whole ones is not being written any
-// more, and goes in its turn.
+// more, and goes in its turn, unless it is of the timeline that is current: after
+// damage to what came later, its parent is gone on with.
 //
 // A reader that needs WAL from before all that is there has lost already, holds
 // back nothing, and is not lost again.
-func PlanExpiry(segments []Segment, keep Keep, readers []Reader, now time.Time) (remove []string, lost []Lost) {
+func PlanExpiry(segments []Segment, current wal.TLI, keep Keep, readers []Reader, now time.Time) (remove []string, lost []Lost) {
 	var total, size int64 // size is a whole segment's
 	var newest wal.TLI    // that has one
 	for _, s := range segments {
@@ -64,7 +65,7 @@ func PlanExpiry(segments []Segment, keep Keep, readers []Reader, now time.Time) 
 			size, newest = s.Size, max(newest, s.TLI)
 		}
 	}
-	ended := slices.DeleteFunc(slices.Clone(segments), func(s Segment) bool { return s.Partial && s.TLI >= newest })
+	ended := slices.DeleteFunc(slices.Clone(segments), func(s Segment) bool { return s.Partial && s.TLI >= min(newest, current) })
 	slices.SortFunc(ended, func(x, y Segment) int {
 		return cmp.Or(cmp.Compare(x.TLI, y.TLI), cmp.Compare(x.LSN, y.LSN), cmp.Compare(x.Name, y.Name))
 	})

@@ -43,6 +43,7 @@ func TestPlanExpiryProperties(t *testing.T) {
 			Size: int64(rapid.IntRange(0, 10).Draw(t, "keep size")) << 20,
 			Age:  time.Duration(rapid.IntRange(0, 10).Draw(t, "keep age")) * time.Hour,
 		}
+		current := wal.TLI(rapid.IntRange(1, 3).Draw(t, "current"))
 		var readers []Reader
 		for i := range rapid.IntRange(0, 3).Draw(t, "readers") {
 			readers = append(readers, Reader{
@@ -50,7 +51,7 @@ func TestPlanExpiryProperties(t *testing.T) {
 			})
 		}
 
-		remove, lost := PlanExpiry(segments, keep, readers, now)
+		remove, lost := PlanExpiry(segments, current, keep, readers, now)
 
 		var whole, left []Segment
 		var names []string
@@ -60,7 +61,7 @@ func TestPlanExpiryProperties(t *testing.T) {
 			if !s.Partial {
 				whole = append(whole, s)
 			}
-			if !s.Partial || slices.ContainsFunc(segments, func(o Segment) bool { return !o.Partial && o.TLI > s.TLI }) {
+			if !s.Partial || s.TLI < current && slices.ContainsFunc(segments, func(o Segment) bool { return !o.Partial && o.TLI > s.TLI }) {
 				names = append(names, s.Name)
 			}
 			if !slices.Contains(remove, s.Name) {
@@ -96,7 +97,7 @@ func TestPlanExpiryProperties(t *testing.T) {
 			}
 		}
 		// What was done is done: the next plan of the same removes nothing more.
-		if again, _ := PlanExpiry(left, keep, readers, now); len(lost) == 0 && len(again) > 0 {
+		if again, _ := PlanExpiry(left, current, keep, readers, now); len(lost) == 0 && len(again) > 0 {
 			t.Fatalf("after %q was removed, %q is to be, too", remove, again)
 		}
 		// Removal can only shorten the beginning of the path to a timeline.

@@ -58,16 +58,20 @@ func fields(given string) [][]string {
 //
 //	keep [SIZE in MB] [AGE]
 //	NAME AGE            a segment, whole or partial, completed AGE ago
+//	current TLI         the timeline that is being written, if not the newest
 //	slot NAME LSN
 //	standby NAME TLI LSN
 func TestPlanExpiry(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	scenes(t, "testdata/expire.txt", func(t *testing.T, given string) string {
 		var keep Keep
+		var current, newest wal.TLI
 		var segments []Segment
 		var readers []Reader
 		for _, f := range fields(given) {
 			switch f[0] {
+			case "current":
+				fmt.Sscan(f[1], &current)
 			case "keep":
 				for _, word := range f[1:] {
 					if n, isSize := strings.CutSuffix(word, "MB"); isSize {
@@ -89,13 +93,17 @@ func TestPlanExpiry(t *testing.T) {
 					t.Fatal(err)
 				}
 				segments = append(segments, s)
+				newest = max(newest, s.TLI)
 			}
 		}
-		remove, lost := PlanExpiry(segments, keep, readers, now)
+		if current == 0 {
+			current = newest
+		}
+		remove, lost := PlanExpiry(segments, current, keep, readers, now)
 
 		// Whatever the scene, the order of what is listed does not matter.
 		slices.Reverse(segments)
-		if again, _ := PlanExpiry(segments, keep, readers, now); !slices.Equal(again, remove) {
+		if again, _ := PlanExpiry(segments, current, keep, readers, now); !slices.Equal(again, remove) {
 			t.Errorf("with segments in the opposite order the plan is %q", again)
 		}
 

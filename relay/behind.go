@@ -12,8 +12,8 @@ import (
 // can be on their way.
 type piece struct {
 	chunk    *chunk
-	from, to wal.LSN
-	complete wal.LSN // the end of the last whole record up to to
+	to       wal.LSN // from what was handed over before
+	complete wal.LSN // the end of the last whole record up to there
 }
 
 // piecesMax bounds them.
@@ -34,7 +34,7 @@ func (s *spool) stopWriter() {
 // hand gives the writer what was taken. It waits while the writer has enough
 // to do.
 func (s *spool) hand(ctx context.Context) error {
-	p := piece{s.buf, s.handed, s.taken, s.check.End()}
+	p := piece{s.buf, s.taken, s.check.End()}
 	s.writing.Add(1)
 	select {
 	case s.pieces <- p:
@@ -62,9 +62,9 @@ func (s *spool) hand(ctx context.Context) error {
 func (s *spool) writeBehind(ctx context.Context, pieces <-chan piece, failed func(error)) {
 	for p := range pieces {
 		if s.writeErr == nil {
-			s.writeErr = s.write(ctx, p.chunk.buf[p.from-p.chunk.base:p.to-p.chunk.base], p.complete, true)
+			s.writeErr = s.write(ctx, p.chunk, p.to, p.complete, true, false)
 			if s.writeErr == nil {
-				s.commitAt(p.complete)
+				s.commitAt(p.to, p.complete)
 			} else {
 				failed(s.writeErr)
 			}
@@ -73,22 +73,36 @@ func (s *spool) writeBehind(ctx context.Context, pieces <-chan piece, failed fun
 	}
 }
 
-// writeDirect writes p to seg at off past the system's cache, if p is such that
-// it can be. Where that fails, whatever the reason, the usual way is still open,
-// and if the disk is at fault that will say so.
-func (s *spool) writeDirect(seg *segment, p []byte, off int64) bool {
-	if s.noDirect || !durable.IsAligned(p, off) {
+// writeDirect writes WAL of a chunk to seg past the system's cache, in whole
+// pages: the first from the beginning, as it was before, the last with zeros to its
+// end, as the server's is. Where that fails, whatever the reason, the usual way is
+// still open, and if the disk is at fault that will say so.
+func (s *spool) writeDirect(seg *segment, c *chunk, from, to wal.LSN) bool {
+	first, end := from&^(directPage-1), (to+directPage-1)&^(directPage-1)
+	if s.noDirect || first < c.from {
 		return false
 	}
 	if seg.direct == nil {
-		f, err := durable.OpenDirect(seg.path + partialSuffix)
+		f, err := durable.OpenDirect(seg.f, seg.path+partialSuffix)
 		if err != nil {
-			s.noDirect = true
+			s.giveUpDirect(err)
 			return false
 		}
 		seg.direct = f
 	}
-	_, err := seg.direct.WriteAt(p, off)
-	s.noDirect = err != nil
+	clear(c.buf[to-c.base : end-c.base])
+	_, err := seg.direct.WriteAt(c.buf[first-c.base:end-c.base], int64(first-seg.start))
+	if err != nil {
+		s.giveUpDirect(err)
+	}
 	return err == nil
 }
+
+// giveUpDirect leaves it at the usual way, until the spool is read anew.
+func (s *spool) giveUpDirect(err error) {
+	s.noDirect = true
+	s.log.Info("WAL is written by way of the system's cache from here on", "dir", s.dir, "err", err)
+}
+
+// directPage is what direct writes are multiples of.
+const directPage = durable.DirectAlign

@@ -92,7 +92,7 @@ func TestBehindEnds(t *testing.T) {
 	s := newFarServer(t, t.TempDir())
 	s.sp.takeAll(t, s.w.b[:3<<20+5000])
 	s.end()
-	if err := s.sp.writeRest(t.Context()); err != nil {
+	if err := s.sp.commit(t.Context(), false); err != nil {
 		t.Fatal(err)
 	}
 	if want := first + 3<<20 + 5000; s.sp.written != want || s.sp.check.Pos() != want {
@@ -113,7 +113,7 @@ func TestBehindFails(t *testing.T) {
 		t.Errorf("the receiver hears %v, want %v", err, syscall.EISDIR)
 	}
 	s.end()
-	if err := s.sp.writeRest(t.Context()); !errors.Is(err, syscall.EISDIR) {
+	if err := s.sp.commit(t.Context(), false); !errors.Is(err, syscall.EISDIR) {
 		t.Errorf("the rest can be written: %v", err)
 	}
 	if s.sp.written != stuck {

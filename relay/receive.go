@@ -104,8 +104,7 @@ func (r *Relay) settle(ctx context.Context, sp *spool, err error) error {
 	var corrupt *wal.CorruptError
 	broken := errors.As(err, &failed) || errors.As(err, &corrupt)
 	if !broken {
-		// Not committed: it may end inside a message, and in a record.
-		if werr := sp.writeRest(ctx); werr != nil {
+		if werr := sp.commit(ctx, false); werr != nil {
 			err = werr
 		}
 		if serr := sp.sync(time.Now); serr != nil {
@@ -136,7 +135,7 @@ func (r *Relay) take(ctx context.Context, c *candidate, sp *spool, tli wal.TLI, 
 			if in.Start != sp.taken {
 				return fmt.Errorf("server sent WAL at %s where %s was expected", in.Start, sp.taken)
 			}
-			sp.serverEnd = in.End
+			sp.serverEnd = max(in.End, in.Start+wal.LSN(in.Len))
 			for n := in.Len; n > 0; {
 				p := sp.space(n)
 				if err := c.conn.ReadWAL(p); err != nil {
@@ -148,20 +147,24 @@ func (r *Relay) take(ctx context.Context, c *candidate, sp *spool, tli wal.TLI, 
 				n -= len(p)
 			}
 			r.stats.received.Add(uint64(in.Len))
-			sp.commit()
+			sp.endMessage()
 		}
 		switch behind, unsynced := sp.serverEnd-sp.taken, sp.unsynced(); {
 		case unsynced == 0:
-		case behind >= catchUp && unsynced < catchUp/2:
+		case behind >= catchUp:
+			// The writer has it, and commits.
+			if unsynced >= catchUp/2 {
+				sp.wakeSyncer()
+			}
 		case behind >= farBehind:
+			if err := sp.commit(ctx, false); err != nil {
+				return err
+			}
 			sp.wakeSyncer()
 		case unsynced < farBehind && c.conn.Ready():
-			// The sync after the next message covers this one too.
+			// The write and the sync after the next message cover this one too.
 		default:
-			r.stats.syncing.Store(true)
-			err := r.sync(sp)
-			r.stats.syncing.Store(false)
-			if err != nil {
+			if err := r.syncNow(ctx, sp); err != nil {
 				return err
 			}
 			sp.next.ask(sp.size)
@@ -172,6 +175,16 @@ func (r *Relay) take(ctx context.Context, c *candidate, sp *spool, tli wal.TLI, 
 			}
 		}
 	}
+}
+
+// syncNow puts on disk all that there is, and reports it: commits wait for that.
+func (r *Relay) syncNow(ctx context.Context, sp *spool) error {
+	r.stats.syncing.Store(true)
+	defer r.stats.syncing.Store(false)
+	if err := sp.commit(ctx, true); err != nil {
+		return err
+	}
+	return r.sync(sp)
 }
 
 // A syncError says that the disk could not make WAL durable. What was not yet

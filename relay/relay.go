@@ -356,7 +356,8 @@ func (r *Relay) expireOnce(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	remove, lost := archive.PlanExpiry(inv.Segments, r.cfg.Keep, r.readers(), now)
+	pos, _ := r.Position()
+	remove, lost := archive.PlanExpiry(inv.Segments, pos.TLI, r.cfg.Keep, r.readers(), now)
 	for _, l := range lost {
 		r.log.Warn("WAL that is still needed must go: the budget is spent",
 			"needed_by", fmt.Sprintf("%s %q", l.Kind, l.Name), "lsn", l.LSN, "removed_up_to", l.To)

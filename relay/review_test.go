@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -39,6 +40,7 @@ type walWriter struct {
 	base wal.LSN
 	prev wal.LSN
 	b    []byte
+	size wal.SegmentSize // zero: testSize
 }
 
 func (w *walWriter) pos() wal.LSN { return w.base + wal.LSN(len(w.b)) }
@@ -48,15 +50,16 @@ func (w *walWriter) page(left int) {
 		return
 	}
 	h := make([]byte, 24, 40)
+	size := cmp.Or(w.size, testSize)
 	var info uint16
 	if left > 0 {
 		info |= 1
 	}
-	if testSize.Offset(w.pos()) == 0 {
+	if size.Offset(w.pos()) == 0 {
 		info |= 2
 		h = h[:40]
 		binary.LittleEndian.PutUint64(h[24:], testSystem)
-		binary.LittleEndian.PutUint32(h[32:], uint32(testSize))
+		binary.LittleEndian.PutUint32(h[32:], uint32(size))
 		binary.LittleEndian.PutUint32(h[36:], pageSize)
 	}
 	binary.LittleEndian.PutUint16(h, 0xD118)
@@ -127,7 +130,12 @@ func (s *spool) takeAll(t *testing.T, b []byte) {
 		if err := s.append(context.Background(), p[:n]); err != nil {
 			t.Fatal(err)
 		}
-		s.commit()
+		s.endMessage()
+		if s.pieces == nil || s.taken+catchUp > s.serverEnd {
+			if err := s.commit(context.Background(), true); err != nil {
+				t.Fatal(err)
+			}
+		}
 		b = b[n:]
 	}
 }

@@ -52,6 +52,9 @@ type spool struct {
 	buf    *chunk  // holds handed
 	behind bool    // the writer may have pieces
 
+	whole       wal.LSN // the end of the last whole message
+	wholeRecord wal.LSN // and of the last whole record in it
+
 	// serverEnd is how far the server was as it sent what is being written.
 	serverEnd wal.LSN
 
@@ -169,6 +172,7 @@ func (s *spool) begin(tli wal.TLI, lsn, goal wal.LSN) error {
 	s.tli = tli
 	s.taken, s.handed, s.written = lsn, lsn, lsn
 	s.check = wal.NewChecker(s.size, s.systemID, tli, lsn)
+	s.endMessage()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.stage = Position{tli, lsn, lsn}
@@ -186,6 +190,7 @@ func (s *spool) resume(tli wal.TLI, lsn wal.LSN, check *wal.Checker) {
 	s.window.forget()
 	s.tli, s.check = tli, check
 	s.taken, s.handed, s.written = lsn, lsn, lsn
+	s.endMessage()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.stage = Position{tli, lsn, min(check.End(), lsn)}
@@ -203,7 +208,7 @@ func (s *spool) drop() {
 		seg.close()
 	}
 	s.todo, s.cur, s.buf = nil, nil, nil
-	s.failed, s.writeErr, s.behind = nil, nil, false
+	s.failed, s.writeErr, s.behind, s.noDirect = nil, nil, false, false
 }
 
 // space returns memory for the next n bytes of the stream or fewer, at least
@@ -216,9 +221,10 @@ func (s *spool) space(n int) []byte {
 	return s.buf.buf[off:min(off+n, chunkSize)]
 }
 
-// append checks the bytes that space gave and writes them to their segment, or
-// leaves that to the writer. A record that is not valid is refused before
-// anything of this piece is written: the error is a *wal.CorruptError.
+// append checks the bytes that space gave. They are written to their segment by
+// commit, or before that when a chunk is full, or by the writer. A record that is
+// not valid is refused before anything of this piece is written: the error is a
+// *wal.CorruptError.
 //
 // On a full disk it waits for room, or for ctx.
 func (s *spool) append(ctx context.Context, p []byte) error {
@@ -226,18 +232,22 @@ func (s *spool) append(ctx context.Context, p []byte) error {
 		return err
 	}
 	s.taken += wal.LSN(len(p))
-	if s.pieces == nil || s.taken+catchUp > s.serverEnd {
-		return s.writeRest(ctx)
-	}
-	s.behind = true
-	if s.taken < s.buf.base+chunkSize {
+	s.behind = s.behind || s.pieces != nil && s.taken+catchUp <= s.serverEnd
+	switch {
+	case s.taken < s.buf.base+chunkSize:
 		return nil
+	case s.pieces != nil && s.taken+catchUp <= s.serverEnd:
+		return s.hand(ctx)
 	}
-	return s.hand(ctx)
+	return s.writeRest(ctx, false)
 }
 
-// writeRest waits for the writer, and writes what it was not given.
-func (s *spool) writeRest(ctx context.Context) error {
+// writeRest waits for the writer, and writes what it was not given. If awaited,
+// a sync comes next, and nobody does anything else meanwhile.
+func (s *spool) writeRest(ctx context.Context, awaited bool) error {
+	// A disk that hangs keeps us from reading.
+	busy := s.stats.syncing.Swap(true)
+	defer s.stats.syncing.Store(busy)
 	if s.behind {
 		s.writing.Wait()
 		s.behind = false
@@ -245,49 +255,49 @@ func (s *spool) writeRest(ctx context.Context) error {
 	if s.writeErr != nil || s.handed == s.taken {
 		return s.writeErr
 	}
-	p := s.buf.buf[s.handed-s.buf.base : s.taken-s.buf.base]
-	if err := s.write(ctx, p, s.check.End(), false); err != nil {
+	// A segment in which the server already is gets zeros at once, as those
+	// that come after it get them in advance (preparer).
+	zeros := s.serverEnd < s.size.Next(s.written)
+	if err := s.write(ctx, s.buf, s.taken, s.check.End(), awaited, zeros); err != nil {
 		return err
 	}
 	s.handed = s.taken
 	return nil
 }
 
-// write puts p, which lies in one segment, where written is. complete is the
-// end of the last whole record up to the end of p.
-func (s *spool) write(ctx context.Context, p []byte, complete wal.LSN, direct bool) error {
+// write writes WAL that c holds, from written up to to, which is in the same
+// segment. complete is the end of the last whole record up to there. direct is to
+// try it past the system's cache: for what nobody waits for, and what is synced
+// next. zeros is how a new segment is made.
+func (s *spool) write(ctx context.Context, c *chunk, to, complete wal.LSN, direct, zeros bool) error {
 	if s.cur == nil {
-		// A segment in which the server already is gets zeros at once, as
-		// those that come after it get them in advance (preparer).
-		awaited := !direct && s.serverEnd < s.size.Next(s.written)
-		if err := s.retryFull(ctx, "create", func() error { return s.open(awaited) }); err != nil {
+		if err := s.retryFull(ctx, "create", func() error { return s.open(zeros) }); err != nil {
 			return err
 		}
 	}
 	seg := s.cur
-	off := int64(s.written - seg.start)
 	err := s.retryFull(ctx, "write to", func() error {
-		if direct && s.writeDirect(seg, p, off) {
+		if direct && s.writeDirect(seg, c, s.written, to) {
 			return nil
 		}
-		_, err := seg.f.WriteAt(p, off)
+		_, err := seg.f.WriteAt(c.buf[s.written-c.base:to-c.base], int64(s.written-seg.start))
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	s.written += wal.LSN(len(p))
+	s.written = to
 	if s.written == seg.end {
 		s.cur = nil
-		s.commitAt(complete)
+		s.commitAt(to, complete)
 		s.wakeSyncer()
 	}
 	return nil
 }
 
-// open opens or creates the segment that holds written. If somebody will wait
-// for each sync of it, a new one is made of zeros.
-func (s *spool) open(awaited bool) error {
+// open opens or creates the segment that holds written. A new one is made of
+// zeros, or only allocated.
+func (s *spool) open(zeros bool) error {
 	start := s.size.Start(s.written)
 	path := filepath.Join(s.dir, s.size.FileName(s.tli, start))
 	// A finished file is there if we went back to repeat its end. It counts
@@ -312,7 +322,7 @@ func (s *spool) open(awaited bool) error {
 	// All of it, so that a disk that fills up is met here, before any WAL of
 	// this segment was taken, and so that syncs have no file size to write.
 	allocate := durable.Preallocate
-	if created && awaited && s.next != nil && s.size <= preparedMax {
+	if created && zeros && s.next != nil && s.size <= preparedMax {
 		allocate = durable.WriteZeros
 	}
 	if err := allocate(f, int64(s.size)); err != nil {
@@ -382,31 +392,40 @@ func (e *DiskFullError) Error() string {
 
 func (e *DiskFullError) Unwrap() error { return e.Err }
 
-// commit makes what was appended part of the next sync. Called where the
-// server's own message ended, so that what is published never ends inside a
-// record unless the server cut it there. What is with the writer, the writer
-// commits.
-func (s *spool) commit() {
-	if !s.behind {
-		s.commitAt(s.check.End())
+// endMessage is called where the server's own message ended, so that what is
+// published never ends inside a record unless the server cut it there.
+func (s *spool) endMessage() {
+	s.whole, s.wholeRecord = s.taken, s.check.End()
+}
+
+// commit writes what was appended, and makes whole messages part of the next
+// sync.
+func (s *spool) commit(ctx context.Context, awaited bool) error {
+	if err := s.writeRest(ctx, awaited); err != nil {
+		return err
+	}
+	s.commitAt(s.whole, s.wholeRecord)
+	return nil
+}
+
+// commitAt commits what was written up to end, unless more was before. For who
+// writes.
+func (s *spool) commitAt(end, complete wal.LSN) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if end > s.stage.Flushed {
+		s.stage = Position{s.tli, end, min(complete, end)}
 	}
 }
 
-// commitAt commits what was written. For who writes.
-func (s *spool) commitAt(complete wal.LSN) {
-	s.mu.Lock()
-	s.stage = Position{s.tli, s.written, min(complete, s.written)}
-	s.mu.Unlock()
-}
-
-// unsynced is how many bytes were committed since the last sync.
+// unsynced is how many bytes were received since what was last synced.
 func (s *spool) unsynced() wal.LSN {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.done.TLI != s.stage.TLI || s.done.Flushed > s.stage.Flushed {
+	if s.done.TLI != s.tli || s.done.Flushed > s.taken {
 		return farBehind
 	}
-	return s.stage.Flushed - s.done.Flushed
+	return s.taken - s.done.Flushed
 }
 
 // wakeSyncer asks for a sync by the syncer.

@@ -179,6 +179,7 @@ func TestSwitchPoints(t *testing.T) {
 					Upstream: upstreams(primary.Port, aPort), Slot: "rideau",
 					Listen: []string{fmt.Sprintf("127.0.0.1:%d", port)},
 				})
+				r.waitComplete(1, primary.LSN()) // its slot is older than the base backups
 				fill(primary, 1000)
 				a := primary.Standby(pgtest.Options{Name: "a", Port: aPort}, relayAt(port))
 				b := primary.Standby(pgtest.Options{Name: "b"}, relayAt(port))

@@ -28,7 +28,12 @@ func TestDirect(t *testing.T) {
 	if _, err := os.ReadFile(path); err != nil {
 		t.Fatal(err)
 	}
-	f, err := OpenDirect(path)
+	there, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer there.Close()
+	f, err := OpenDirect(there, path)
 	if errors.Is(err, syscall.EINVAL) || errors.Is(err, errors.ErrUnsupported) {
 		t.Logf("not here: %v", err)
 		return
@@ -46,5 +51,15 @@ func TestDirect(t *testing.T) {
 	}
 	if !bytes.Equal(got, p) {
 		t.Error("who reads does not see what was written")
+	}
+	if err := os.Rename(path, path+".moved"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if f, err := OpenDirect(there, path); err == nil {
+		f.Close()
+		t.Error("another file of the name is opened in its place")
 	}
 }

@@ -212,7 +212,7 @@ func Preallocate(f *os.File, size int64) error {
 // merely allocated space must first say that it is in use. They are written past
 // the system's cache where that can be: nobody will read them, and who syncs
 // another file meanwhile waits less.
-func WriteZeros(f *os.File, size int64) (err error) {
+func WriteZeros(f *os.File, size int64) error {
 	info, err := f.Stat()
 	if err != nil {
 		return err
@@ -220,8 +220,8 @@ func WriteZeros(f *os.File, size int64) (err error) {
 	if err := fallocate(f, size); err != nil && !errors.Is(err, errors.ErrUnsupported) {
 		return pathError("fallocate", f, err)
 	}
-	direct := openSame(f, info)
-	if direct != nil {
+	direct, err := OpenDirect(f, f.Name())
+	if err == nil {
 		defer direct.Close()
 	}
 	zeros := Aligned(1 << 20)
@@ -243,40 +243,41 @@ func WriteZeros(f *os.File, size int64) (err error) {
 	return nil
 }
 
-// openSame opens f, of which info is known, for direct writes under the name that
-// it was opened with. Nil if that cannot be, or is another file by now.
-func openSame(f *os.File, info os.FileInfo) *os.File {
-	direct, err := OpenDirect(f.Name())
+// DirectAlign is what reads and writes past the system's cache must be multiples
+// of: in memory, in the file, and in length. Disks ask for 512 or 4096.
+const DirectAlign = 4096
+
+// OpenDirect opens f once more, under path, to be written past the system's cache
+// (O_DIRECT): what it is given must be aligned, see [IsAligned]. Such a write is
+// as little durable as any other; [Fdatasync] of f is good for both. Not every file
+// system can do this; an error may also come of the first write. It is an error if
+// path is another file by now.
+func OpenDirect(f *os.File, path string) (*os.File, error) {
+	info, err := f.Stat()
 	if err != nil {
-		return nil
+		return nil, err
+	}
+	direct, err := openDirect(path)
+	if err != nil {
+		return nil, err
 	}
 	if now, err := direct.Stat(); err != nil || !os.SameFile(info, now) {
 		direct.Close()
-		return nil
+		return nil, &fs.PathError{Op: "open", Path: path, Err: errors.New("is another file by now")}
 	}
-	return direct
+	return direct, nil
 }
-
-// directAlign is what reads and writes past the system's cache must be multiples
-// of: in memory, in the file, and in length. Disks ask for 512 or 4096.
-const directAlign = 4096
-
-// OpenDirect opens an existing file to be written past the system's cache
-// (O_DIRECT): what it is given must be aligned, see [IsAligned]. Such a write is
-// as little durable as any other. Not every file system can do this; an error
-// may also come of the first write.
-func OpenDirect(path string) (*os.File, error) { return openDirect(path) }
 
 // Aligned allocates n bytes whose start is aligned.
 func Aligned(n int) []byte {
-	b := make([]byte, n+directAlign)
-	off := -int(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) & (directAlign - 1)
+	b := make([]byte, n+DirectAlign)
+	off := -int(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) & (DirectAlign - 1)
 	return b[off : off+n : off+n]
 }
 
 // IsAligned reports whether p can be written at off past the system's cache.
 func IsAligned(p []byte, off int64) bool {
-	return (uintptr(unsafe.Pointer(unsafe.SliceData(p)))|uintptr(len(p))|uintptr(off))&(directAlign-1) == 0
+	return (uintptr(unsafe.Pointer(unsafe.SliceData(p)))|uintptr(len(p))|uintptr(off))&(DirectAlign-1) == 0
 }
 
 func pathError(op string, f *os.File, err error) error {
