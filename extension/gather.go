@@ -350,8 +350,8 @@ WHERE name IN ('shared_preload_libraries', 'session_preload_libraries', 'local_p
 		lists[name], err = splitLibraries(text)
 		return err
 	})
-	if err == nil && lists[sharedPreload] == nil {
-		lists[sharedPreload] = s.primary.o.Preloaded // from the command line
+	if _, ok := lists[sharedPreload]; err == nil && !ok {
+		lists[sharedPreload], err = s.primary.commandLine(ctx)
 	}
 	return lists, err
 }

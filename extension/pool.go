@@ -561,13 +561,26 @@ func (n *node) nextLibraries(ctx context.Context, name string) ([]string, error)
 		return nil, err
 	}
 	if !ok && strings.EqualFold(name, sharedPreload) {
-		return n.o.Preloaded, nil
+		return n.commandLine(ctx)
 	}
 	list, err := splitLibraries(text)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %s: %w", n.o.Node, name, err)
 	}
 	return list, nil
+}
+
+// commandLine lists the libraries that the command line of the server preloads:
+// none, if what it has loaded is from a file that does not say so any more.
+func (n *node) commandLine(ctx context.Context) ([]string, error) {
+	var is bool
+	if err := n.conn.QueryRow(ctx, "SELECT coalesce(bool_or(source = 'command line'), false) FROM pg_settings WHERE name = $1", sharedPreload).Scan(&is); err != nil {
+		return nil, fmt.Errorf("%s: %s: %w", n.o.Node, sharedPreload, err)
+	}
+	if !is {
+		return nil, nil
+	}
+	return n.o.Preloaded, nil
 }
 
 // An UnfinishedError says that what was done in the database is committed, and

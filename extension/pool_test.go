@@ -925,3 +925,26 @@ func TestDeadNetwork(t *testing.T) {
 		t.Errorf("it took %v to give up", took)
 	}
 }
+
+// A list of libraries that was taken out of the configuration is not what the next
+// start loads, although the server has loaded it: nothing of it is put back.
+func TestPreloadReset(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Start(t, pgtest.Options{Major: 18})
+	server.Exec("ALTER SYSTEM SET shared_preload_libraries = 'auto_explain'")
+	server.Stop(pgserver.Fast)
+	server.Start()
+	server.Exec("ALTER SYSTEM RESET shared_preload_libraries")
+	s := connected(t, Config{Shelves: shelves(preloaded(t, server, true))}, server.Conninfo(""))
+	if list, err := s.primary.nextLibraries(t.Context(), sharedPreload); err != nil || len(list) > 0 {
+		t.Errorf("the next start loads %q (%v), want nothing", list, err)
+	}
+	_, err := try(t.Context(), s, install("pre"), false)
+	var restart *RestartError
+	if !errors.As(err, &restart) {
+		t.Fatalf("error %v, want that the server must be restarted", err)
+	}
+	if conf := autoConf(server); strings.Contains(conf, "auto_explain") || !strings.Contains(conf, "shared_preload_libraries = 'pre'") {
+		t.Errorf("want only pre in\n%s", conf)
+	}
+}
