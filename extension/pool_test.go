@@ -948,3 +948,22 @@ func TestPreloadReset(t *testing.T) {
 		t.Errorf("want only pre in\n%s", conf)
 	}
 }
+
+// A library that the server has loaded when it started is the old one until it is
+// started again, in new sessions, too: the plan says so.
+func TestPreloadReplaced(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Start(t, pgtest.Options{Major: 18})
+	s := connected(t, Config{Shelves: shelves(rnd(t, server))}, server.Conninfo(""))
+	do(t, s, byPath("rnd=1.0"))
+	if p := plan(t, s, upgrade("rnd=1.1")); len(p.Restart) > 0 {
+		t.Errorf("restarts %q, want none: nobody preloads it", p.Restart)
+	}
+	server.Exec("ALTER SYSTEM SET shared_preload_libraries = 'rnd'")
+	server.Stop(pgserver.Fast)
+	server.Start()
+	s = connected(t, Config{Shelves: shelves(rnd(t, server))}, server.Conninfo(""))
+	if p := plan(t, s, upgrade("rnd=1.1")); !says(p.Restart, "rnd.so", s.primary.o.Node) {
+		t.Errorf("restarts %q, want that the library is loaded", p.Restart)
+	}
+}

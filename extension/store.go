@@ -689,6 +689,9 @@ func (s *Session) replaced(ctx context.Context, p *Plan, ask func() (*users, err
 				order = append(order, c)
 			}
 			where[c] = append(where[c], n.o.Node)
+			if strings.HasPrefix(file, storeLibraries+"/") && slices.ContainsFunc(n.o.Preloaded, func(lib string) bool { return bareLibrary(lib) == bareLibrary(file) }) {
+				p.Restart = append(p.Restart, fmt.Sprintf("%s, for %s: it has loaded the old %s in %s, and every session keeps to that", n.o.Node, f.Extension, file, sharedPreload))
+			}
 		}
 	}
 	for _, c := range order {
