@@ -824,6 +824,9 @@ func (s *Session) setSystem(ctx context.Context, n *node, c SystemChange) error 
 // probeStandbys waits until each standby has replayed what was committed, and
 // tries there what was installed.
 func (s *Session) probeStandbys(ctx context.Context, p *Plan, report *Report) (failed []error) {
+	if !slices.ContainsFunc(p.Steps, func(step Step) bool { return step.Action != Uninstall }) {
+		return nil // nothing was installed
+	}
 	lsn, err := s.insertLSN(ctx)
 	if err != nil {
 		return []error{err}

@@ -480,6 +480,9 @@ func TestLateStandby(t *testing.T) {
 			if notes := strings.Join(report.Notes, "\n"); !strings.Contains(notes, "was not tried") || !strings.Contains(notes, s.standbys[0].o.Node) {
 				t.Errorf("notes %q, want that the standby was not tried", notes)
 			}
+			if report := do(t, s, Request{Uninstall: []string{"p"}}); says(report.Notes, "was installed") {
+				t.Errorf("notes %q of an uninstallation", report.Notes)
+			}
 		})
 	}
 }
