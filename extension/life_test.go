@@ -327,3 +327,35 @@ func TestUpgradePath(t *testing.T) {
 		t.Errorf("what is there is installed again: %+v, %v", p, err)
 	}
 }
+
+// What the command has installed of a package that is not signed, SQL can uninstall
+// by the uninstall.sql of the same package when that was uploaded.
+func TestUploadedUninstall(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Start(t, pgtest.Options{Major: 17})
+	shelf := packages(t, `
+-- u/control --
+name = u
+version = 1.0
+superuser = false
+-- u/install.sql --
+CREATE TABLE u();
+-- u/uninstall.sql --
+DROP TABLE u;
+`)
+	s := connected(t, Config{Shelves: shelves(shelf)}, server.Conninfo(""))
+	req := install("u")
+	req.Mode = Module
+	do(t, s, req)
+	pkg, err := shelf.Fetch(t.Context(), "u", "1.0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(ledger.Bootstrap(t.Context(), s.primary.conn), ledger.Upload(t.Context(), s.primary.conn, pkg, "")); err != nil {
+		t.Fatal(err)
+	}
+	value(t, s, "SELECT extension.uninstall('u')")
+	if got := value(t, s, "SELECT coalesce(to_regclass('public.u')::text, 'gone')"); got != "gone" {
+		t.Errorf("u is %s", got)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"regexp"
 	"slices"
 	"strings"
@@ -152,6 +153,13 @@ func upload(ctx context.Context, q Querier, p *pack.Package, signedBy string) er
 	if control == nil {
 		control = []byte{}
 	}
+	// By it a module that the command has installed is known to be of this package.
+	digest := p.SHA256
+	if digest == "" {
+		if digest, err = p.WriteArchive(io.Discard); err != nil {
+			return err
+		}
+	}
 	for _, table := range []string{"statement", "path", "package"} {
 		if _, err := q.Exec(ctx, `DELETE FROM extension.`+table+` WHERE name OPERATOR(pg_catalog.=) $1 AND version OPERATOR(pg_catalog.=) $2`, c.Name, c.Version); err != nil {
 			return err
@@ -161,7 +169,7 @@ func upload(ctx context.Context, q Querier, p *pack.Package, signedBy string) er
 INSERT INTO extension.package (name, version, extversion, kind, comment, schema, relocatable, relations, odd_order, settings, control, depends, conflicts, uninstall, sha256, signed_by)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)`,
 		c.Name, c.Version, target, c.Kind, c.Comment, at.Schema, at.Relocatable, relations, oddOrder(p.Edges()), settings, control,
-		at.Depends.String(), conflicts.String(), p.Uninstall, p.SHA256, signedBy); err != nil {
+		at.Depends.String(), conflicts.String(), p.Uninstall, digest, signedBy); err != nil {
 		return err
 	}
 	return errors.Join(
