@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -294,6 +295,19 @@ func rollback(ctx context.Context, tx pgx.Tx) error {
 	return nil
 }
 
+// An UncommittedError says that the server refused COMMIT, as a deferred constraint
+// makes it do. All was rolled back.
+type UncommittedError struct {
+	Names []string // of the extensions
+	Err   error
+}
+
+func (e *UncommittedError) Error() string {
+	return fmt.Sprintf("%s: could not commit: %v", strings.Join(e.Names, ", "), e.Err)
+}
+
+func (e *UncommittedError) Unwrap() error { return e.Err }
+
 // A CommitError says that the answer to COMMIT was lost, so that the changes may
 // have been made. What comes after the commit was not done; the same command
 // again does it.
@@ -324,7 +338,10 @@ func (e *CommitError) Unwrap() error { return e.Err }
 // server's word that all is undone; whatever ends the session may have come after
 // the commit was written, while its answer waited for a standby.
 func (n *node) notCommitted(ctx context.Context, p *Plan, xid string, err error) error {
-	undone := fmt.Errorf("could not commit: %w", err)
+	undone := &UncommittedError{Err: err}
+	for i := range p.Steps {
+		undone.Names = append(undone.Names, p.Steps[i].Name)
+	}
 	var server *pgconn.PgError
 	if xid == "" || errors.Is(err, pgx.ErrTxCommitRollback) || errors.As(err, &server) && server.SeverityUnlocalized == "ERROR" {
 		return undone

@@ -158,6 +158,7 @@ func explainInstall(err error) (explanation, bool) {
 		taken      *extension.TakenError
 		left       *extension.LeftError
 		commit     *extension.CommitError
+		undone     *extension.UncommittedError
 		unfinished *extension.UnfinishedError
 		preload    *extension.PreloadError
 		pooler     *extension.PoolerError
@@ -258,6 +259,13 @@ func explainInstall(err error) (explanation, bool) {
 		e.hint = fmt.Sprintf("Have a superuser say: %s. Then install it with --no-conf.", setting.SQL)
 		if strings.HasPrefix(setting.SQL, "GRANT ") {
 			e.hint = fmt.Sprintf("Have a superuser say: %s. Then the same command again; or leave foo.conf out with --no-conf.", setting.SQL)
+		}
+	case errors.As(err, &undone):
+		e.detail = nothingChanged
+		if errors.As(undone.Err, &server) {
+			e.message = strings.Join(undone.Names, ", ") + ": could not commit"
+			e.detail = serverSaid(server) + "\n        " + nothingChanged
+			e.hint = refusalHint(server)
 		}
 	case errors.As(err, &commit):
 		if commit.Look != nil {

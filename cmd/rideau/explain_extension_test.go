@@ -83,6 +83,8 @@ func TestExplainExtension(t *testing.T) {
 			"cannot bring foo to db1:5432: lib/common.so is there", "nothing was changed", "Uninstall bar in every database"},
 		{"not all could be undone", &extensionError{&extension.LeftError{Err: errors.New("foo: syntax error"), Left: []string{"/data/rideau/lib/foo.so at db2:5432 (gone)"}}},
 			"foo: syntax error", "/data/rideau/lib/foo.so at db2:5432 (gone)", "by hand"},
+		{"a constraint fails at COMMIT", &extensionError{&extension.UncommittedError{Names: []string{"foo", "bar"}, Err: &pgconn.PgError{Severity: "ERROR", Code: "23503", Message: "violates it", Detail: "Key (a)=(1) is not there."}}},
+			"foo, bar: could not commit", "Key (a)=(1) is not there.\n        All was rolled back: nothing was changed.", ""},
 		{"the answer to COMMIT was lost", &extension.CommitError{Database: "app", Err: io.ErrUnexpectedEOF},
 			"may have been committed", "", "rideau extension status"},
 		{"and the server is down", &extension.CommitError{Database: "app", Err: io.ErrUnexpectedEOF, Look: fmt.Errorf("could not connect: %w", syscall.ECONNREFUSED)},
