@@ -397,6 +397,10 @@ func (s *Session) transact(ctx context.Context, on *node, p *Plan, dry bool) (_ 
 		r.report.Steps = append(r.report.Steps, *done)
 	}
 	if dry {
+		// What COMMIT would look at; a rollback does not.
+		if _, err := tx.Exec(ctx, "SET CONSTRAINTS ALL IMMEDIATE"); err != nil {
+			return nil, on.notCommitted(ctx, p, "", err)
+		}
 		r.report.Locks, err = s.locks(ctx, tx)
 		return &r.report, err
 	}

@@ -359,3 +359,27 @@ DROP TABLE u;
 		t.Errorf("u is %s", got)
 	}
 }
+
+// A rehearsal finds what only COMMIT would refuse.
+func TestDeferredConstraint(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Start(t, pgtest.Options{Major: 17})
+	s := connected(t, Config{Shelves: shelves(packages(t, `
+-- late/control --
+name = late
+version = 1.0
+-- late/install.sql --
+CREATE TABLE parent(a int PRIMARY KEY);
+CREATE TABLE child(a int REFERENCES parent DEFERRABLE INITIALLY DEFERRED);
+INSERT INTO child VALUES (1);
+`))}, server.Conninfo(""))
+	for _, dry := range []bool{true, false} {
+		var undone *UncommittedError
+		if _, err := try(t.Context(), s, install("late"), dry); !errors.As(err, &undone) || !slices.Equal(undone.Names, []string{"late"}) {
+			t.Errorf("dry run %v: error %v, want that late could not be committed", dry, err)
+		}
+	}
+	if got := installed(t, s); len(got) != 0 {
+		t.Errorf("installed are %q", got)
+	}
+}
