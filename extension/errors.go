@@ -165,3 +165,11 @@ type ModifiedError struct {
 func (e *ModifiedError) Error() string {
 	return fmt.Sprintf("cannot uninstall %s: changed since it was installed: %s", e.Name, joinSome(e.Objects, 5))
 }
+
+// A ShadowedError says that a node would not find the library that an extension
+// brings, but another file of that name.
+type ShadowedError struct{ Name, Node, Library, File string }
+
+func (e *ShadowedError) Error() string {
+	return fmt.Sprintf("cannot bring %s of %s to %s: the server finds %s first, which is another", e.Library, e.Name, e.Node, e.File)
+}

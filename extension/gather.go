@@ -367,6 +367,9 @@ func (s *Session) planNodes(ctx context.Context, p *Plan, req Request) error {
 			return fmt.Errorf("%s needs the file %s at %s, and role %q may not bring it there", f.Extension, f.Path, f.Node, n.o.Role.Name)
 		}
 	}
+	if err := s.notShadowed(ctx, files); err != nil {
+		return err
+	}
 	p.Files, p.Pool = files, s.poolFingerprint()
 	if err := s.redo(ctx, p, req); err != nil {
 		return err

@@ -653,6 +653,32 @@ func (s *Session) onlyNew(ctx context.Context, p *Plan) error {
 	return nil
 }
 
+// notShadowed refuses a library that the server would not find, because a folder
+// that it looks into before the store has another of that name: the functions
+// would be those of that one.
+func (s *Session) notShadowed(ctx context.Context, files []NodeFile) error {
+	for _, f := range files {
+		n := s.node(f.Node)
+		folder := path.Join(n.store(false), storeLibraries)
+		if path.Dir(f.Path) != folder || n.o.LibDir == "" {
+			continue
+		}
+		for _, file := range n.libraryFiles(path.Base(f.Path)) {
+			if path.Dir(file) == folder {
+				break
+			}
+			sum, err := n.fileHash(ctx, file)
+			if err != nil {
+				return err
+			}
+			if sum != "" && sum != f.SHA256 {
+				return &ShadowedError{Name: f.Extension, Node: f.Node, Library: path.Base(f.Path), File: file}
+			}
+		}
+	}
+	return nil
+}
+
 // leadTo has the search paths of a node lead to a file that is there.
 func (p *Plan) leadTo(node, file string) {
 	if p.lead == nil {

@@ -670,3 +670,32 @@ func TestLockWait(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// A library is refused if the server would find another of its name first.
+func TestShadowed(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Start(t, pgtest.Options{Major: 18})
+	dir := t.TempDir()
+	writeTree(t, dir, `
+-- mine/control --
+name = mine
+version = 1.0
+module_pathname = '$libdir/tablefunc'
+-- mine/install.sql --
+CREATE FUNCTION rnd(int4, float8, float8) RETURNS SETOF float8 LANGUAGE C AS 'MODULE_PATHNAME', 'normal_rand';
+-- mine/lib/tablefunc.so --
+not that of the server
+`)
+	r, err := registry.OpenDirectory(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := connected(t, Config{Shelves: shelves(r)}, server.Conninfo(""))
+	var shadowed *ShadowedError
+	if _, err := s.Plan(t.Context(), byPath("mine")); !errors.As(err, &shadowed) || shadowed.Library != "tablefunc.so" {
+		t.Errorf("error %v, want that the server has another tablefunc.so", err)
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+}

@@ -156,6 +156,7 @@ func explainInstall(err error) (explanation, bool) {
 		adopt      *extension.AdoptError
 		modified   *extension.ModifiedError
 		taken      *extension.TakenError
+		shadowed   *extension.ShadowedError
 		left       *extension.LeftError
 		commit     *extension.CommitError
 		undone     *extension.UncommittedError
@@ -190,6 +191,9 @@ func explainInstall(err error) (explanation, bool) {
 	case errors.As(err, &taken):
 		e.detail = nothingChanged
 		e.hint = fmt.Sprintf("A server has one file of a name. Uninstall %s in every database that has it, or ask the makers of the two to rename theirs.", taken.Other)
+	case errors.As(err, &shadowed):
+		e.detail = "Nothing was changed."
+		e.hint = fmt.Sprintf("A function of %s would be looked for in that file. Ask its makers to rename the library; or remove the file, if nobody needs it.", shadowed.Name)
 	case errors.As(err, &cycle):
 		e.hint = "Their packages must be changed: one of them has to be installable without the others."
 	case errors.As(err, &mode):

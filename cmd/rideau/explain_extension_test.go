@@ -81,6 +81,8 @@ func TestExplainExtension(t *testing.T) {
 			"foo.plan was made for database \"a\" at db1:5432, and this is database \"b\"", "Nothing was done.", "the same -d"},
 		{"another extension's file has the name", &extension.TakenError{Name: "foo", Other: "bar", Node: "db1:5432", Files: []string{"lib/common.so"}},
 			"cannot bring foo to db1:5432: lib/common.so is there", "nothing was changed", "Uninstall bar in every database"},
+		{"the server has a library of the name", &extension.ShadowedError{Name: "foo", Node: "db1:5432", Library: "lo.so", File: "/usr/lib/lo.so"},
+			"cannot bring lo.so of foo to db1:5432: the server finds /usr/lib/lo.so first", "Nothing was changed.", "rename the library"},
 		{"not all could be undone", &extensionError{&extension.LeftError{Err: errors.New("foo: syntax error"), Left: []string{"/data/rideau/lib/foo.so at db2:5432 (gone)"}}},
 			"foo: syntax error", "/data/rideau/lib/foo.so at db2:5432 (gone)", "by hand"},
 		{"a constraint fails at COMMIT", &extensionError{&extension.UncommittedError{Names: []string{"foo", "bar"}, Err: &pgconn.PgError{Severity: "ERROR", Code: "23503", Message: "violates it", Detail: "Key (a)=(1) is not there."}}},
