@@ -117,7 +117,7 @@ func (r *runner) adopt(ctx context.Context, s *Step, done *StepReport) error {
 		return r.record(ctx, s, nil)
 	}
 	wanted := s.pkg.Objects
-	made, err := r.tryBeside(ctx, s)
+	made, parts, err := r.tryBeside(ctx, s)
 	switch {
 	case err == nil && wanted == nil:
 		wanted = manifest(made, trialSchema(s.Name))
@@ -169,6 +169,14 @@ func (r *runner) adopt(ctx context.Context, s *Step, done *StepReport) error {
 	if missing.Differ, err = r.differ(ctx, s, made, found); err != nil {
 		return err
 	}
+	gone, changed, err := r.partsDiffer(ctx, s, parts, found)
+	if err != nil {
+		return err
+	}
+	missing.Differ = append(missing.Differ, changed...)
+	for _, what := range gone {
+		missing.Differ = append(missing.Differ, what+" (not there)")
+	}
 	if len(missing.Differ) > 0 && !s.modified {
 		return missing
 	}
@@ -210,11 +218,60 @@ func tellsOfScript(err error) bool {
 }
 
 // tryBeside executes the script of a package in a schema of its own, and sees what
-// it makes, with hashes as differ compares them.
-func (r *runner) tryBeside(ctx context.Context, s *Step) ([]catalog.Object, error) {
-	return r.trial(ctx, s.pkg, func(tx pgx.Tx, made []catalog.Object) ([]catalog.Object, error) {
+// it makes, and what is a part of that, with hashes as differ compares them.
+func (r *runner) tryBeside(ctx context.Context, s *Step) (made, parts []catalog.Object, err error) {
+	made, err = r.trial(ctx, s.pkg, func(tx pgx.Tx, made []catalog.Object) ([]catalog.Object, error) {
+		if parts, err = partsAlike(ctx, tx, made, trialSchema(s.Name), s.Schema); err != nil {
+			return nil, err
+		}
 		return catalog.DescribeAlike(ctx, tx, made, trialSchema(s.Name), s.Schema)
 	}, s.To)
+	return made, parts, err
+}
+
+// partsAlike are the indexes, triggers, rules, policies and statistics of objects,
+// but those that the server makes by itself.
+func partsAlike(ctx context.Context, tx pgx.Tx, of []catalog.Object, one, other string) ([]catalog.Object, error) {
+	all, err := catalog.Parts(ctx, tx, of)
+	if err != nil {
+		return nil, err
+	}
+	if all, err = catalog.DescribeAlike(ctx, tx, all, one, other); err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(all, func(o catalog.Object) bool {
+		switch o.Type {
+		case "index", "trigger", "rule", "policy", "statistics object":
+		default:
+			return true
+		}
+		last := o.Names[len(o.Names)-1]
+		return o.Names[0] == "pg_toast" || o.Type == "rule" && last == "_RETURN" || o.Type == "trigger" && strings.Contains(last, "ConstraintTrigger_")
+	}), nil
+}
+
+// partsDiffer lists the parts that the package has made on trial and that the
+// objects found have not, or have otherwise. They may have more: an index of
+// somebody's own is no other definition.
+func (r *runner) partsDiffer(ctx context.Context, s *Step, made, found []catalog.Object) (gone, changed []string, err error) {
+	there, err := partsAlike(ctx, r.tx, found, trialSchema(s.Name), s.Schema)
+	if err != nil {
+		return nil, nil, err
+	}
+	md5s := map[string]string{}
+	for _, o := range there {
+		md5s[objectText(relative(o, s.Schema))] = o.MD5
+	}
+	for _, o := range made {
+		what := objectText(swapObject(relative(o, trialSchema(s.Name)), targetSchemaName, s.Schema))
+		switch md5, ok := md5s[objectText(relative(o, trialSchema(s.Name)))]; {
+		case !ok:
+			gone = append(gone, what)
+		case md5 != o.MD5:
+			changed = append(changed, what)
+		}
+	}
+	return gone, changed, nil
 }
 
 // absolute is the opposite of relative.

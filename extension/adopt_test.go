@@ -105,3 +105,67 @@ func TestAdoptDefinitions(t *testing.T) {
 		}
 	}
 }
+
+// Indexes, triggers, rules, policies and statistics are parts of a table, and not
+// listed by themselves: adoption misses them all the same. More of them are no
+// difference.
+func TestAdoptParts(t *testing.T) {
+	t.Parallel()
+	for _, major := range []int{13, 18} {
+		server := pgtest.Start(t, pgtest.Options{Major: major})
+		shelf := packages(t, `
+-- parts/control --
+name = parts
+version = 1.0
+-- parts/install.sql --
+CREATE TABLE big (a int PRIMARY KEY, b text, c text UNIQUE DEFERRABLE);
+CREATE TABLE small (a int REFERENCES big);
+CREATE VIEW v AS SELECT a FROM big;
+CREATE FUNCTION tf() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+CREATE TRIGGER tr BEFORE INSERT ON big FOR EACH ROW EXECUTE FUNCTION tf();
+CREATE UNIQUE INDEX i ON big (b);
+CREATE RULE ru AS ON DELETE TO small DO INSTEAD NOTHING;
+CREATE POLICY po ON big USING (a > 0);
+CREATE STATISTICS st ON a, b FROM big;
+`)
+		s := connected(t, Config{Shelves: shelves(shelf)}, owner(t, server, "app"))
+		pkg, err := shelf.Fetch(t.Context(), "parts", "1.0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		value(t, s, "CREATE SCHEMA x; SET search_path = x; "+string(pkg.Scripts[0].SQL)+"; CREATE INDEX more ON big (c); RESET search_path; SELECT 1")
+		adopt := func(modified bool) (*Report, error) {
+			if err := s.refresh(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			p, err := s.PlanAdopt(t.Context(), Request{Install: []Wish{{Name: "parts", Schema: "x"}}, Modified: modified})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s.Apply(t.Context(), p, true)
+		}
+		if _, err := adopt(false); err != nil {
+			t.Fatalf("%d: %v", major, err)
+		}
+		for change, part := range map[string]string{
+			"DROP INDEX x.i": "index x.i",
+			"DROP INDEX x.i; CREATE INDEX i ON x.big (b)":             "index x.i",
+			"DROP TRIGGER tr ON x.big":                                "trigger x.big.tr",
+			"ALTER TABLE x.big DISABLE TRIGGER tr":                    "trigger x.big.tr",
+			"DROP RULE ru ON x.small":                                 "rule x.small.ru",
+			"DROP POLICY po ON x.big":                                 "policy x.big.po",
+			"DROP STATISTICS x.st":                                    "statistics object x.st",
+			"ALTER POLICY po ON x.big USING (a > 1)":                  "policy x.big.po",
+			"DROP INDEX x.i; CREATE UNIQUE INDEX i ON x.big ((b||a))": "index x.i",
+		} {
+			value(t, s, "DROP SCHEMA x CASCADE; CREATE SCHEMA x; SET search_path = x; "+string(pkg.Scripts[0].SQL)+"; RESET search_path; "+change+"; SELECT 1")
+			var differs *AdoptError
+			if _, err := adopt(false); !errors.As(err, &differs) || len(differs.Differ) != 1 || !strings.HasPrefix(differs.Differ[0], part) {
+				t.Errorf("%d: after %s: error %v, want that %s differs", major, change, err, part)
+			}
+			if report, err := adopt(true); err != nil || !says(report.Notes, part) {
+				t.Errorf("%d: after %s: %v, %v, want a note of %s", major, change, report, err, part)
+			}
+		}
+	}
+}
