@@ -396,6 +396,11 @@ func (s *Session) transact(ctx context.Context, on *node, p *Plan, dry bool) (_ 
 		}
 		r.report.Steps = append(r.report.Steps, *done)
 	}
+	for _, name := range p.Forget {
+		if err := ledger.Forget(ctx, tx, name); err != nil {
+			return nil, err
+		}
+	}
 	if dry {
 		// What COMMIT would look at; a rollback does not.
 		if _, err := tx.Exec(ctx, "SET CONSTRAINTS ALL IMMEDIATE"); err != nil {

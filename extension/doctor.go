@@ -187,7 +187,7 @@ func (s *Session) lookAtLedger(ctx context.Context, x *Examination) error {
 		in, ok := s.primary.o.Find(e.Name)
 		switch {
 		case !ok:
-			x.add(Note, []string{"rideau extension install " + e.Name}, "%s %s was installed as %s, and is not in pg_extension any more: it was dropped by hand", e.Name, e.Version, e.Mode)
+			x.add(Note, []string{"rideau extension install " + e.Name + ", with a registry that has it; or, to have it forgotten: rideau extension uninstall " + e.Name}, "%s %s was installed as %s, and is not in pg_extension any more: it was dropped by hand", e.Name, e.Version, e.Mode)
 		case in.Version != e.Version:
 			x.add(Note, nil, "%s was %s when it was last recorded, and is %s: it was updated by hand, and what the new version depends on is not known", e.Name, e.Version, in.Version)
 		}

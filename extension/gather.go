@@ -95,7 +95,7 @@ func (s *Session) removals(k *known, req Request) ([]string, error) {
 	remove := slices.Clone(req.Uninstall)
 	for _, name := range req.Uninstall {
 		if _, ok := s.primary.o.Find(name); !ok {
-			if !s.stored(name) {
+			if !s.stored(name) && !slices.Contains(s.primary.o.Dropped, name) {
 				return nil, &NotInstalledError{Name: name, Database: s.primary.o.Database}
 			}
 			remove = slices.DeleteFunc(remove, func(r string) bool { return r == name }) // its files may have to go

@@ -65,6 +65,9 @@ type Observed struct {
 	// Ledger says whose the ledger is, and whether what it says may be carried
 	// out with our rights: it may if it is ours, or a superuser's.
 	Ledger LedgerState `json:"ledger"`
+	// Dropped are extensions that the ledger knows and pg_extension does not, by
+	// name: somebody's DROP EXTENSION.
+	Dropped []string `json:"dropped,omitempty"`
 	// Stored are the extensions whose files we have brought to this node: they are
 	// no others' to be protected from us. Everybody sees that, by the mark in the
 	// comments of their control files.
@@ -335,8 +338,11 @@ func (o *Observed) addLedger(state *ledger.State) {
 		case at < 0 && mode == Module:
 			o.Installed = append(o.Installed, Installed{Name: e.Name, Version: e.Version, Schema: e.Schema, Owner: e.InstalledBy, Mode: Module})
 			at = len(o.Installed) - 1
-		case at < 0, mode == Module:
-			continue // dropped, or created, without us: doctor says so
+		case at < 0: // dropped without us: doctor says so
+			o.Dropped = append(o.Dropped, e.Name)
+			continue
+		case mode == Module:
+			continue // created without us
 		case mode == Path, mode == Graft && o.Ledger.Trusted:
 			o.Installed[at].Mode = mode
 		}

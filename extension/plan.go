@@ -48,6 +48,9 @@ type Plan struct {
 	System  []SystemChange `json:"system,omitempty"`
 	Remove  []Removal      `json:"remove,omitempty"` // files that no database needs then
 
+	// Forget lists extensions of which the ledger has an entry that is to go, after
+	// somebody's DROP EXTENSION.
+	Forget []string `json:"forget,omitempty"`
 	// Restart lists what takes effect only when every node has been restarted.
 	Restart []string `json:"restart,omitempty"`
 	// Notes are what must be known before.
@@ -204,7 +207,7 @@ func (p *Plan) Hash() string {
 
 // Empty says that there is nothing to do.
 func (p *Plan) Empty() bool {
-	return len(p.Steps) == 0 && len(p.Files) == 0 && len(p.System) == 0 && len(p.Preload) == 0 && len(p.Paths) == 0 && len(p.Remove) == 0
+	return len(p.Steps) == 0 && len(p.Files) == 0 && len(p.System) == 0 && len(p.Preload) == 0 && len(p.Paths) == 0 && len(p.Remove) == 0 && len(p.Forget) == 0
 }
 
 // A selection is all that a plan is made of, besides what was observed.

@@ -459,6 +459,10 @@ func (s *Session) planRemovals(ctx context.Context, p *Plan, ask func() (*users,
 	for _, name := range p.Request.Uninstall {
 		if _, ok := s.primary.o.Find(name); !ok {
 			gone = append(gone, name)
+			if slices.Contains(s.primary.o.Dropped, name) {
+				p.Forget = append(p.Forget, name)
+				p.Notes = append(p.Notes, fmt.Sprintf("%s was dropped by hand: what is recorded of it goes", name))
+			}
 		}
 	}
 	for _, name := range gone {
@@ -483,7 +487,7 @@ func (s *Session) planRemovals(ctx context.Context, p *Plan, ask func() (*users,
 		}
 		who := u.who(name, s.primary.o.Database)
 		switch {
-		case who != "" && !here:
+		case who != "" && !here && !slices.Contains(p.Forget, name):
 			return &NotInstalledError{Name: name, Database: s.primary.o.Database}
 		case who != "":
 			p.Notes = append(p.Notes, fmt.Sprintf("the files of %s stay on the server: %s", name, who))

@@ -699,3 +699,50 @@ not that of the server
 		t.Error(err)
 	}
 }
+
+// What is recorded of an extension that somebody has dropped goes with the next
+// uninstallation, whether there are still files of it or not, and doctor is content.
+func TestForgotten(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Start(t, pgtest.Options{Major: 18})
+	server.Exec("CREATE DATABASE two")
+	shelf := rnd(t, server)
+	s := connected(t, Config{Shelves: shelves(shelf)}, server.Conninfo(""))
+	two := connected(t, Config{Shelves: shelves(shelf)}, server.Conninfo("dbname=two"))
+	byHand := func(x *Examination) bool { return finds(x, Note, "rideau extension uninstall rnd", "dropped by hand") }
+	examine := func() *Examination {
+		t.Helper()
+		if err := s.refresh(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		x, err := s.Doctor(t.Context(), DoctorOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return x
+	}
+	for _, kept := range []bool{true, false} { // by the other database
+		do(t, s, byPath("rnd=1.0"))
+		if kept {
+			do(t, two, byPath("rnd=1.0"))
+		}
+		server.Exec("DROP EXTENSION rnd")
+		if !byHand(examine()) {
+			t.Errorf("doctor does not say that it was dropped")
+		}
+		do(t, s, Request{Uninstall: []string{"rnd"}})
+		if byHand(examine()) {
+			t.Errorf("it is recorded still")
+		}
+		if _, there := store(t, server)["lib/rnd.so"]; there != kept {
+			t.Errorf("its files are there: %v, want %v", there, kept)
+		}
+		if kept {
+			do(t, two, Request{Uninstall: []string{"rnd"}})
+		}
+		var absent *NotInstalledError
+		if _, err := try(t.Context(), s, Request{Uninstall: []string{"rnd"}}, false); !errors.As(err, &absent) {
+			t.Errorf("error %v, want that it is not installed", err)
+		}
+	}
+}
