@@ -195,6 +195,11 @@ func (s *Session) lookAtLedger(ctx context.Context, x *Examination) error {
 	return nil
 }
 
+// bringAgain is what mends a node that lacks files which we have brought to another.
+func bringAgain(name string) string {
+	return "rideau extension install " + name + ", with every node (-d)"
+}
+
 // lookAtMembers finds objects that were made members of an extension after it was
 // created or last updated, by ALTER EXTENSION ADD: pg_dump does not dump them.
 // A plain owner can do that by mistake to an extension that he owns.
@@ -248,7 +253,11 @@ WHERE p.probin IS NOT NULL GROUP BY 1 ORDER BY 1`)
 				if !errors.As(err, &server) {
 					return err
 				}
-				x.add(No, []string{fmt.Sprintf("Put the library of %s where %s looks for it.", cmp.Or(lib.Extension, "these functions"), n.o.Node)},
+				fix := fmt.Sprintf("Put the library of %s where %s looks for it.", cmp.Or(lib.Extension, "these functions"), n.o.Node)
+				if s.stored(lib.Extension) {
+					fix = bringAgain(lib.Extension)
+				}
+				x.add(No, []string{fix},
 					"%s cannot load %q, which functions of %s need: %s", n.o.Node, lib.Path, cmp.Or(lib.Extension, "no extension"), server.Message)
 				continue
 			}
@@ -332,7 +341,11 @@ func (s *Session) lookAtNodes(ctx context.Context, x *Examination) error {
 		}
 		for _, f := range bring {
 			bad++
-			x.add(No, []string{fmt.Sprintf("Copy it from %s.", s.primary.o.Node)}, "%s of %s is missing at %s", path.Base(f.Path), in.Name, f.Node)
+			fix := fmt.Sprintf("Copy it from %s.", s.primary.o.Node)
+			if s.stored(in.Name) {
+				fix = bringAgain(in.Name)
+			}
+			x.add(No, []string{fix}, "%s of %s is missing at %s", path.Base(f.Path), in.Name, f.Node)
 		}
 		for _, p := range problems {
 			bad++

@@ -1074,7 +1074,7 @@ func (s *Session) skewOf(ctx context.Context, name, version string) (bring []Nod
 			continue
 		}
 		if !has {
-			notes = append(notes, fmt.Sprintf("%s has no control file and scripts of %s %s: it works there, and could not be updated after a failover to it", n.o.Node, name, version))
+			notes = append(notes, fmt.Sprintf("%s has no control file and scripts of %s %s: after a failover to it, it could not be updated", n.o.Node, name, version))
 		}
 		for _, lib := range libs {
 			f, problem, err := s.compareLibrary(ctx, n, name, lib)

@@ -970,3 +970,34 @@ func TestPreloadReplaced(t *testing.T) {
 		t.Errorf("restarts %q, want that the library is loaded", p.Restart)
 	}
 }
+
+// What was brought to one node and not to the other is brought by us, and not to be
+// copied by hand: doctor says by which command, and that does it.
+func TestDoctorBringsAgain(t *testing.T) {
+	t.Parallel()
+	primary, standby := pool(t, 18, nil)
+	shelf := rnd(t, primary)
+	do(t, connected(t, Config{Shelves: shelves(shelf)}, primary.Conninfo("")), byPath("rnd=1.0"))
+	s := connected(t, Config{Shelves: shelves(shelf)}, primary.Conninfo(""), standby.Conninfo(""))
+	lsn, err := s.insertLSN(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if late, err := s.standbys[0].replayed(t.Context(), lsn); err != nil || late != "" {
+		t.Fatal(late, err)
+	}
+	x, err := s.Doctor(t.Context(), DoctorOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !finds(x, No, "rideau extension install rnd", "cannot load") || !finds(x, No, "rideau extension install rnd", "rnd.so of rnd is missing") {
+		t.Errorf("found %+v", x.Findings)
+	}
+	do(t, s, install("rnd"))
+	if err := s.refresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if x, err = s.Doctor(t.Context(), DoctorOptions{}); err != nil || finds(x, No, "") {
+		t.Errorf("found %+v (%v)", x.Findings, err)
+	}
+}
