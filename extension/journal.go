@@ -2,6 +2,8 @@ package extension
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -98,7 +100,14 @@ func (j *journal) undo(ctx context.Context, err error) error {
 			}
 			if !f.had {
 				fresh = append(fresh, f.path)
-			} else if err := open.write(ctx, f.path, f.was); err != nil {
+				continue
+			}
+			// Not to be written, on a disk that may be full, if it was not replaced.
+			sum := sha256.Sum256(f.was)
+			if has, err := open.fileHash(ctx, f.path); err == nil && has == hex.EncodeToString(sum[:]) {
+				continue
+			}
+			if err := open.write(ctx, f.path, f.was); err != nil {
 				left(n, f.path, err)
 			}
 		}

@@ -746,3 +746,30 @@ func TestForgotten(t *testing.T) {
 		}
 	}
 }
+
+// A file that was to be replaced, and was not, is as it was: nothing is left to say
+// of it, also where nothing can be written.
+func TestNotReplaced(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Start(t, pgtest.Options{Major: 18})
+	s := connected(t, Config{Shelves: shelves(rnd(t, server))}, server.Conninfo(""))
+	do(t, s, byPath("rnd=1.0"))
+	n := s.primary
+	name := n.store(false) + "/" + manifestPath("rnd")
+	was, err := n.readFile(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	j := &journal{files: []broughtFile{{n: n, path: name, had: true, was: was}}}
+	server.Exec("COPY (SELECT 1) TO PROGRAM 'cat > /dev/null; chmod 500 rideau/packages'")
+	cause := errors.New("the cause")
+	if err := j.undo(t.Context(), cause); err != cause {
+		t.Errorf("error %v, want the cause alone", err)
+	}
+	j.files[0].was = []byte("other")
+	var left *LeftError
+	if err := j.undo(t.Context(), cause); !errors.As(err, &left) || len(left.Left) != 1 {
+		t.Errorf("error %v, want what is left", err)
+	}
+	server.Exec("COPY (SELECT 1) TO PROGRAM 'cat > /dev/null; chmod 700 rideau/packages'")
+}

@@ -185,9 +185,9 @@ func explainInstall(err error) (explanation, bool) {
 			e.hint = "rideau extension list says what there is; --registry PLACE names where more packages are."
 		}
 	case errors.As(err, &left): // before what it is left of, whose hint may say that nothing was changed
-		e.message = left.Err.Error()
+		e.message = explain(left.Err).message
 		e.detail = "Nothing was changed in the database. What was done before could not be undone:\n        " + lines(left.Left)
-		e.hint = "Remove it by hand, or give the same command again once the reason is gone: it takes up what is there."
+		e.hint = "Give the same command again once the reason is gone: it takes up what is there. Remove nothing by hand that an installed extension has."
 	case errors.As(err, &taken):
 		e.detail = nothingChanged
 		e.hint = fmt.Sprintf("A server has one file of a name. Uninstall %s in every database that has it, or ask the makers of the two to rename theirs.", taken.Other)
