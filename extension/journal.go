@@ -93,30 +93,15 @@ func (j *journal) undo(ctx context.Context, err error) error {
 				left(n, "what was set, until its configuration is reloaded,", err)
 			}
 		}
-		var fresh []string
-		for _, f := range slices.Backward(j.files) {
-			if f.n != n {
-				continue
-			}
-			if !f.had {
-				fresh = append(fresh, f.path)
-				continue
-			}
-			// Not to be written, on a disk that may be full, if it was not replaced.
-			sum := sha256.Sum256(f.was)
-			if has, err := open.fileHash(ctx, f.path); err == nil && has == hex.EncodeToString(sum[:]) {
-				continue
-			}
-			if err := open.write(ctx, f.path, f.was); err != nil {
-				left(n, f.path, err)
-			}
-		}
+		// What is new goes first: that makes room on a disk that may be full.
 		inside, outside := []string{}, []string{}
-		for _, f := range fresh {
-			if strings.HasPrefix(f, n.store(false)+"/") {
-				inside = append(inside, f)
-			} else {
-				outside = append(outside, f)
+		for _, f := range slices.Backward(j.files) {
+			switch {
+			case f.n != n || f.had:
+			case strings.HasPrefix(f.path, n.store(false)+"/"):
+				inside = append(inside, f.path)
+			default:
+				outside = append(outside, f.path)
 			}
 		}
 		if len(inside) > 0 {
@@ -127,6 +112,19 @@ func (j *journal) undo(ctx context.Context, err error) error {
 		for _, f := range outside { // brought to the server's own folder
 			if err := open.removeFile(ctx, f); err != nil {
 				left(n, f, err)
+			}
+		}
+		for _, f := range slices.Backward(j.files) {
+			if f.n != n || !f.had {
+				continue
+			}
+			// Not to be written if it was not replaced.
+			sum := sha256.Sum256(f.was)
+			if has, err := open.fileHash(ctx, f.path); err == nil && has == hex.EncodeToString(sum[:]) {
+				continue
+			}
+			if err := open.write(ctx, f.path, f.was); err != nil {
+				left(n, f.path, err)
 			}
 		}
 		if err := end(); err != nil {
