@@ -83,6 +83,7 @@ func (s *Session) examine(ctx context.Context, opt DoctorOptions) (*Examination,
 		{"preloaded libraries", s.lookAtPreload},
 		{"the nodes", s.lookAtNodes},
 		{"files that were brought", s.lookAtStore},
+		{"search paths", s.lookAtSearchPaths},
 	} {
 		if err := look.do(ctx, x); err != nil {
 			return nil, fmt.Errorf("could not look at %s: %w", look.at, err)
@@ -166,15 +167,18 @@ func (s *Session) lookAtModules(ctx context.Context, x *Examination) error {
 		switch {
 		case len(e.Missing) > 0:
 		case e.Recorded > 0:
-			x.add(Note, nil, "module %s has all that it was installed with (%d); whether that is unchanged cannot be compared, it was recorded on PostgreSQL %d", in.Name, e.Objects, e.Recorded)
+			x.add(Note, nil, "module %s has all objects that it was installed with (%d); whether these are unchanged cannot be compared, it was recorded on PostgreSQL %d", in.Name, e.Objects, e.Recorded)
 		case e.Recorded < 0:
-			x.add(Note, nil, "module %s has all that it was installed with (%d); whether that is unchanged cannot be compared, because it was not recorded on which PostgreSQL that was", in.Name, e.Objects)
+			x.add(Note, nil, "module %s has all objects that it was installed with (%d); whether these are unchanged cannot be compared, because it was not recorded on which PostgreSQL that was", in.Name, e.Objects)
 		case len(e.Modified) == 0:
-			x.add(OK, nil, "module %s has all that it was installed with (%d), unchanged", in.Name, e.Objects)
+			x.add(OK, nil, "module %s has all objects that it was installed with (%d), with the same definitions; %s", in.Name, e.Objects, partsNotCompared)
 		}
 	}
 	return nil
 }
+
+// partsNotCompared is what the ledger does not record, and so nobody can see.
+const partsNotCompared = "indexes, triggers, rules, policies and statistics of its tables are not recorded, and not compared"
 
 // lookAtLedger finds what somebody else has dropped or updated.
 func (s *Session) lookAtLedger(ctx context.Context, x *Examination) error {
@@ -353,12 +357,55 @@ func (s *Session) lookAtNodes(ctx context.Context, x *Examination) error {
 		}
 		for _, note := range notes {
 			if !slices.ContainsFunc(x.Findings, func(f Finding) bool { return f.What == note }) {
-				x.add(Note, nil, "%s", note)
+				var fix []string
+				if note != librariesNotCompared && slices.ContainsFunc(s.nodes(), func(n *node) bool { return n.brought(in.Name) }) {
+					fix = []string{bringAgain(in.Name)}
+				}
+				x.add(Note, fix, "%s", note)
 			}
 		}
 	}
 	if bad == 0 {
 		x.add(OK, nil, "the nodes have the same files of all installed extensions, as far as could be seen")
+	}
+	return nil
+}
+
+// lookAtSearchPaths finds what leads into the store of another data directory: a
+// base backup that was restored elsewhere has the search paths of where it is from.
+func (s *Session) lookAtSearchPaths(ctx context.Context, x *Examination) error {
+	for _, n := range s.nodes() {
+		if !n.o.Role.Superuser || n.o.DataDir == "" {
+			continue
+		}
+		store := n.store(false)
+		for _, set := range []struct{ name, own, folder, in string }{
+			{controlPath, ownControls, "", storeControls},
+			{libraryPath, ownLibraries, "/" + storeLibraries, storeLibraries},
+		} {
+			if set.name == controlPath && n.o.Major() < firstControlPath {
+				continue
+			}
+			now, err := n.serverSetting(ctx, set.name)
+			if err != nil {
+				return err
+			}
+			elements, foreign := strings.Split(now.server, ":"), ""
+			for _, e := range elements {
+				if strings.HasSuffix(e, "/"+storeName+set.folder) && e != store+set.folder {
+					foreign = e
+				}
+			}
+			if foreign == "" {
+				continue
+			}
+			value := strings.Join(slices.DeleteFunc(elements, func(e string) bool { return e == foreign }), ":")
+			if n.o.Store != nil && slices.ContainsFunc(names(n.o.Store.Files), func(f string) bool { return strings.HasPrefix(f, set.in+"/") }) {
+				value = withElement(value, set.own, store+set.folder)
+			}
+			x.add(Note, []string{fmt.Sprintf("If this is a copy of a server that was there, at %s: %s; SELECT pg_reload_conf()", n.o.Node, NodeSetting{n.o.Node, set.name, cmp.Or(value, set.own)}.SQL())},
+				"%s at %s has %s, which is not in its own data directory, %s", set.name, n.o.Node, foreign, n.o.DataDir)
+		}
 	}
 	return nil
 }

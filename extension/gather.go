@@ -374,6 +374,9 @@ func (s *Session) planNodes(ctx context.Context, p *Plan, req Request) error {
 	if err := s.redo(ctx, p, req); err != nil {
 		return err
 	}
+	if err := s.storeFiles(ctx, p, req); err != nil {
+		return err
+	}
 	if len(s.standbys) > 0 {
 		if err := s.planSkew(ctx, p, req); err != nil {
 			return err

@@ -1029,9 +1029,22 @@ func (s *Session) skew(ctx context.Context, p *Plan) (bring []NodeFile, problems
 			return nil, nil, nil, err
 		}
 		problems, notes = append(problems, pr...), append(notes, nt...)
-		// What goes to a store is written down there.
+		// What goes to a store is written down there, with what is planned already.
 		for _, n := range s.standbys {
 			inside := map[string][]byte{}
+			p.Files = slices.DeleteFunc(p.Files, func(f NodeFile) bool {
+				file, ok := strings.CutPrefix(f.Path, n.store(false)+"/")
+				if !ok || f.Node != n.o.Node || f.Extension != step.Name {
+					return false
+				}
+				if file != manifestPath(step.Name) {
+					inside[file] = f.data
+				}
+				return true
+			})
+			if _, ok := inside[storeControls+"/"+step.Name+".control"]; ok {
+				notes = slices.DeleteFunc(notes, func(note string) bool { return note == noControl(n, step.Name, step.To) })
+			}
 			for _, f := range b {
 				if file, ok := strings.CutPrefix(f.Path, n.store(false)+"/"); f.Node != n.o.Node {
 					continue
@@ -1074,7 +1087,7 @@ func (s *Session) skewOf(ctx context.Context, name, version string) (bring []Nod
 			continue
 		}
 		if !has {
-			notes = append(notes, fmt.Sprintf("%s has no control file and scripts of %s %s: after a failover to it, it could not be updated", n.o.Node, name, version))
+			notes = append(notes, noControl(n, name, version))
 		}
 		for _, lib := range libs {
 			f, problem, err := s.compareLibrary(ctx, n, name, lib)
@@ -1090,6 +1103,11 @@ func (s *Session) skewOf(ctx context.Context, name, version string) (bring []Nod
 		}
 	}
 	return bring, problems, notes, nil
+}
+
+// noControl says that a standby has the libraries of an extension at most.
+func noControl(n *node, name, version string) string {
+	return fmt.Sprintf("%s has no control file and scripts of %s %s: after a failover to it, it could not be updated", n.o.Node, name, version)
 }
 
 const librariesNotCompared = "libraries on the nodes were not compared: that needs a superuser on each"

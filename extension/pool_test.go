@@ -513,6 +513,41 @@ func TestStoreSkew(t *testing.T) {
 	if got := standby.QueryValue("SELECT encode(sha256(pg_read_binary_file('rideau/lib/numbers.so')), 'hex')"); got != primary.QueryValue("SELECT encode(sha256(pg_read_binary_file('rideau/lib/numbers.so')), 'hex')") {
 		t.Error("the standby has another library")
 	}
+	alike := func() {
+		t.Helper()
+		want, got := store(t, primary), store(t, standby)
+		delete(want, manifestPath("numbers")) // it may know of which package
+		delete(got, manifestPath("numbers"))
+		if len(want) < 3 || fmt.Sprint(got) != fmt.Sprint(want) {
+			t.Errorf("the standby has %v, want %v", got, want)
+		}
+	}
+	alike()
+	if got := standby.QueryValue("SELECT count(*) FROM pg_available_extension_versions WHERE name = 'numbers' AND version = '1.1'"); got != "1" {
+		t.Error("after a failover numbers could not be updated")
+	}
+	if p := plan(t, two, install("numbers")); !p.Empty() {
+		t.Errorf("something is left to do: %+v", p)
+	}
+	// An older program brought the library only.
+	n := two.standbys[0]
+	all := n.o.Store.find("numbers")
+	only := *all
+	only.Files = []StoredFile{*all.find("lib/numbers.so")}
+	var rest []string
+	for _, f := range all.Files {
+		if strings.HasPrefix(f.Path, storeControls+"/") {
+			rest = append(rest, n.store(false)+"/"+f.Path)
+		}
+	}
+	if err := errors.Join(n.write(t.Context(), n.store(false)+"/"+manifestPath("numbers"), only.text()), n.removeStored(t.Context(), rest)); err != nil {
+		t.Fatal(err)
+	}
+	if x, err = two.Doctor(t.Context(), DoctorOptions{}); err != nil || !finds(x, Note, "rideau extension install numbers", "has no control file", n.o.Node) {
+		t.Errorf("doctor: %+v, %v", x, err)
+	}
+	do(t, two, install("numbers"))
+	alike()
 	if x, err = s.Doctor(t.Context(), DoctorOptions{}); err != nil || !x.Healthy() {
 		t.Errorf("doctor: %+v, %v", x, err)
 	}

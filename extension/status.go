@@ -29,7 +29,8 @@ type ExtensionStatus struct {
 	// is the newest.
 	Newest string `json:"newest,omitempty"`
 	// Objects, Missing and Modified are of modules: how many are recorded, which
-	// are gone, and which have another definition than was recorded.
+	// are gone, and which have another definition than was recorded. Indexes,
+	// triggers, rules, policies and statistics of tables are not recorded.
 	Objects  int      `json:"objects,omitempty"`
 	Missing  []string `json:"missing,omitempty"`
 	Modified []string `json:"modified,omitempty"`
@@ -77,7 +78,8 @@ func (s *Session) status(ctx context.Context) (*Status, error) {
 	return st, nil
 }
 
-// drift compares a module's objects with what was recorded.
+// drift compares a module's objects with what was recorded. The indexes, triggers,
+// rules, policies and statistics of its tables are not.
 func (s *Session) drift(ctx context.Context, e *ExtensionStatus) error {
 	recorded, err := ledger.Objects(ctx, s.primary.conn, e.Name)
 	if err != nil {

@@ -2,6 +2,7 @@ package extension
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -762,8 +763,60 @@ func (n *node) lackingFiles(ctx context.Context, m *StoredPackage) ([]StoredFile
 	return slices.DeleteFunc(slices.Clone(m.Files), func(f StoredFile) bool { return sums[f.Path] == f.SHA256 }), nil
 }
 
+// brought says whether the files that a node has of an extension are of its store,
+// and not the server's own.
+func (n *node) brought(name string) bool {
+	return n.o.Store.find(name).find(storeControls+"/"+name+".control") != nil &&
+		slices.ContainsFunc(n.o.Available[name], func(a Available) bool { return strings.HasSuffix(a.Comment, broughtMark) })
+}
+
+// listed is what a node should have in its store of an extension: what its own
+// manifest lists, and what those of other nodes list besides. Nil if nobody knows.
+func (s *Session) listed(n *node, name string, mode Mode) *StoredPackage {
+	var m *StoredPackage
+	if own := n.o.Store.find(name); own != nil {
+		m = &StoredPackage{}
+		*m = *own
+		m.Files = slices.Clone(own.Files)
+	}
+	for _, other := range s.nodes() {
+		theirs := other.o.Store.find(name)
+		if other == n || theirs == nil || mode == Native && !other.brought(name) {
+			continue
+		}
+		if m == nil {
+			m = &StoredPackage{Name: name, Version: theirs.Version}
+		}
+		m.SHA256 = cmp.Or(m.SHA256, theirs.SHA256)
+		for _, f := range theirs.Files {
+			if m.find(f.Path) == nil {
+				m.Files = append(m.Files, f)
+			}
+		}
+	}
+	return m
+}
+
+// storeFiles plans that every node has what another has of an extension that is
+// installed from what is there already.
+func (s *Session) storeFiles(ctx context.Context, p *Plan, req Request) error {
+	k := s.known(ctx, req)
+	for i := range p.Steps {
+		step := &p.Steps[i]
+		here := step.Mode == Native || step.Mode == Path && step.pkg == nil
+		if step.Action != Install && step.Action != Upgrade || !here || !s.primary.brought(step.Name) {
+			continue
+		}
+		if err := s.redoFiles(ctx, p, k, &Installed{Name: step.Name, Version: step.To, Mode: step.Mode}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // redoFiles plans to bring again what is gone from the stores of what is
-// installed: from its package, or from another node that has it.
+// installed, or never was in that of one node: from its package, or from another
+// node that has it.
 func (s *Session) redoFiles(ctx context.Context, p *Plan, k *known, in *Installed) error {
 	if in.Mode == Module {
 		return nil
@@ -772,13 +825,7 @@ func (s *Session) redoFiles(ctx context.Context, p *Plan, k *known, in *Installe
 		if !n.o.Role.Superuser {
 			continue
 		}
-		// A node that has lost its manifest should have what the others have.
-		m := n.o.Store.find(in.Name)
-		for _, other := range s.nodes() {
-			if m == nil && other.o.Store.find(in.Name) != nil && in.Mode != Native {
-				m = other.o.Store.find(in.Name)
-			}
-		}
+		m := s.listed(n, in.Name, in.Mode)
 		if m == nil && in.Mode != Native && in.SHA256 != "" && !n.o.Store.unlisted(in.Name) {
 			m = &StoredPackage{Name: in.Name, Version: in.Version, SHA256: in.SHA256}
 		}
