@@ -120,7 +120,7 @@ func (s *extensionSession) Plan(ctx context.Context, req extension.Request) (*ex
 	if err != nil {
 		return nil, s.hinted(err, req)
 	}
-	plan.Notes = append(plan.Notes, s.unknown()...)
+	plan.Notes = append(plan.Notes, s.unreached(req)...)
 	return plan, nil
 }
 
@@ -139,6 +139,21 @@ func (s *extensionSession) Lock(ctx context.Context, req extension.Request) ([]e
 		return nil, s.hinted(err, req)
 	}
 	return locked, nil
+}
+
+// unreached says what it means for a request that nodes were not looked at.
+func (s *extensionSession) unreached(req extension.Request) []string {
+	if len(req.Uninstall) == 0 {
+		return s.unknown()
+	}
+	var notes []string
+	for _, node := range s.absent {
+		notes = append(notes, fmt.Sprintf("%s was not looked at, because it did not answer: files that were brought there stay, and once it answers the same command removes them", node))
+	}
+	if len(req.Install)+len(req.Upgrade) > 0 {
+		notes = append(notes, s.unknown()...)
+	}
+	return notes
 }
 
 // unknown says which nodes were not looked at.
