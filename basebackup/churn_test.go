@@ -139,7 +139,7 @@ var inPlace = map[string]string{"allow_in_place_tablespaces": "on"}
 
 // A backup of a primary on which everything changes.
 func TestChurnPrimary(t *testing.T) {
-	for _, major := range pgtest.Majors {
+	for _, major := range pgtest.Some {
 		t.Run(fmt.Sprint(major), func(t *testing.T) {
 			t.Parallel()
 			s := pgtest.Start(t, pgtest.Options{Major: major})

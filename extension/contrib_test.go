@@ -17,7 +17,7 @@ var language = regexp.MustCompile(`pl(perl|python|tcl)`)
 // Every extension that a server comes with, from 13 to 18.
 func TestContrib(t *testing.T) {
 	t.Parallel()
-	for _, major := range pgtest.Majors {
+	for _, major := range pgtest.Some {
 		t.Run(fmt.Sprint(major), func(t *testing.T) {
 			t.Parallel()
 			server := pgtest.Start(t, pgtest.Options{Major: major, Settings: roomForLocks})

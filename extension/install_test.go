@@ -159,7 +159,7 @@ func TestThePost(t *testing.T) {
 // restore elsewhere, status, what was changed by hand is seen, uninstall.
 func TestModule(t *testing.T) {
 	t.Parallel()
-	for _, major := range pgtest.Majors {
+	for _, major := range pgtest.Some {
 		t.Run(fmt.Sprint(major), func(t *testing.T) {
 			t.Parallel()
 			server := pgtest.Start(t, pgtest.Options{Major: major})
@@ -249,7 +249,7 @@ func btoi(b bool) int {
 // transaction with what they require.
 func TestNative(t *testing.T) {
 	t.Parallel()
-	for _, major := range pgtest.Majors {
+	for _, major := range pgtest.Some {
 		t.Run(fmt.Sprint(major), func(t *testing.T) {
 			t.Parallel()
 			server := pgtest.Start(t, pgtest.Options{Major: major})

@@ -26,7 +26,7 @@ var noWaldump = []int{14, 16}
 // TestRealWAL makes real servers write all kinds of WAL, spoils it as a crash
 // would, and reads it beside pg_waldump: the same records, field by field.
 func TestRealWAL(t *testing.T) {
-	for _, major := range pgtest.Majors {
+	for _, major := range pgtest.Some {
 		t.Run(fmt.Sprint(major), func(t *testing.T) {
 			t.Parallel()
 			s := pgtest.Start(t, pgtest.Options{Major: major, InitdbArgs: []string{"--wal-segsize=1"}, Settings: map[string]string{

@@ -59,7 +59,7 @@ func checkDemo(t *testing.T, r *demo.Report) {
 }
 
 func TestDemo(t *testing.T) {
-	for _, major := range pgtest.Majors {
+	for _, major := range pgtest.Ends {
 		t.Run(fmt.Sprint(major), func(t *testing.T) {
 			t.Parallel()
 			report, err := demo.Run(t.Context(), demo.Config{Program: ourselves(t), Major: major, Write: 300 * time.Millisecond})

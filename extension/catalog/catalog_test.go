@@ -12,9 +12,9 @@ import (
 	"rideau/internal/pgtest"
 )
 
-// eachMajor runs a test on a server of each version.
+// eachMajor runs a test on a server of each version of [pgtest.Some].
 func eachMajor(t *testing.T, f func(t *testing.T, s *pgtest.Server)) {
-	onEach(t, pgtest.Majors, f)
+	onEach(t, pgtest.Some, f)
 }
 
 // someMajors is eachMajor for what versions are not known to do differently.

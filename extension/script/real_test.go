@@ -288,7 +288,7 @@ func (e *installable) files(ctx context.Context, tx pgx.Tx, folder string) ([]st
 // substituted without quotes.
 func TestQuoting(t *testing.T) {
 	t.Parallel()
-	for _, major := range pgtest.Majors {
+	for _, major := range pgtest.Some {
 		t.Run(fmt.Sprint(major), func(t *testing.T) {
 			t.Parallel()
 			server := pgtest.Start(t, pgtest.Options{Major: major})
