@@ -324,7 +324,8 @@ const extensionStatusHelp = `Usage: rideau extension status [options]
 
 Says what is installed in a database: version, mode, schema, whether a newer
 version can be reached, and of modules whether every object is still there and
-as it was installed.
+as it was installed (but for indexes, triggers, rules, policies and statistics
+of its tables).
 
 Options:
 ` + databaseHelp + placeHelp + `    --json            Print the status as JSON.
