@@ -57,15 +57,15 @@ func execute(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 // A shell starts what it runs in the background with SIGINT ignored. We heed it
 // all the same, but cannot die of it then: the exit status says as much.
 func interruptible(parent context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancel(parent)
+	ctx, cancel := context.WithCancelCause(parent)
 	ignored := map[os.Signal]bool{os.Interrupt: signal.Ignored(os.Interrupt), syscall.SIGTERM: signal.Ignored(syscall.SIGTERM)}
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	stopped := make(chan struct{})
 	go func() {
 		select {
-		case <-signals:
-			cancel()
+		case sig := <-signals:
+			cancel(interruption{sig.(syscall.Signal)})
 		case <-stopped:
 			return
 		}
@@ -83,6 +83,12 @@ func interruptible(parent context.Context) (context.Context, context.CancelFunc)
 	return ctx, sync.OnceFunc(func() {
 		signal.Stop(signals)
 		close(stopped)
-		cancel()
+		cancel(nil)
 	})
 }
+
+// interruption is the cause of a context that a signal has cancelled. To ask for
+// the signal on another channel would be a race: the context may be first.
+type interruption struct{ signal syscall.Signal }
+
+func (i interruption) Error() string { return i.signal.String() }

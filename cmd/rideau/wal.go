@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"os/signal"
 	"strings"
 	"syscall"
 	"time"
@@ -133,10 +132,6 @@ func parseTimeout(text string) (time.Duration, error) {
 
 // run fetches. Its error is nil or has an exit status.
 func (f *walFetch) run(ctx context.Context, standby bool) error {
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	defer signal.Stop(signals)
-
 	var name *archive.NameError
 	switch err := f.try(ctx, standby); {
 	case err == nil:
@@ -145,10 +140,9 @@ func (f *walFetch) run(ctx context.Context, standby bool) error {
 		// As a shell says it of a program that a signal ended: of SIGTERM
 		// PostgreSQL then makes nothing, it was itself that sent it.
 		status := 128 + int(syscall.SIGTERM)
-		select {
-		case s := <-signals:
-			status = 128 + int(s.(syscall.Signal))
-		default:
+		var by interruption
+		if errors.As(context.Cause(ctx), &by) {
+			status = 128 + int(by.signal)
 		}
 		return withStatus(status, nil)
 	case errors.Is(err, fs.ErrNotExist):
