@@ -9,7 +9,6 @@ import (
 	"testing"
 
 	"rideau/extension/pack"
-	"rideau/extension/registry"
 	"rideau/internal/pgtest"
 )
 
@@ -199,15 +198,7 @@ func TestDebianModule(t *testing.T) {
 			writeTree(t, dir, "-- "+pkg.Control.Name+"/"+file+" --\n"+string(text))
 		}
 	}
-	shelf, err := registry.OpenDirectory(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := shelf.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
+	shelf := directory(t, dir)
 	conninfo := owner(t, server, "plain")
 	s := connected(t, Config{Shelves: shelves(shelf)}, conninfo)
 	all := Request{Install: []Wish{{Name: "my_pgtap", Schema: "tap"}, {Name: "my_pg_partman", Schema: "partman"}, {Name: "my_pg_track_settings"}}}

@@ -21,6 +21,12 @@ func packages(t testing.TB, text string) *registry.Registry {
 	t.Helper()
 	dir := t.TempDir()
 	writeTree(t, dir, text)
+	return directory(t, dir)
+}
+
+// directory opens a directory of packages for as long as the test.
+func directory(t testing.TB, dir string) *registry.Registry {
+	t.Helper()
 	r, err := registry.OpenDirectory(dir)
 	if err != nil {
 		t.Fatal(err)

@@ -71,16 +71,7 @@ relocatable = true
 	if err := os.WriteFile(filepath.Join(dir, "numbers-1.2/install.sql"), append(install, update...), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	r, err := registry.OpenDirectory(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := r.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return r
+	return directory(t, dir)
 }
 
 // modeFor is how a library gets onto a server of that version.

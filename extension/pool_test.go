@@ -82,16 +82,7 @@ CREATE TABLE pre();
 			t.Fatal(err)
 		}
 	}
-	r, err := registry.OpenDirectory(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := r.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return r
+	return directory(t, dir)
 }
 
 // A library that the next start is to load is there before it is asked for: every

@@ -77,16 +77,7 @@ SELECT nothing;
 			t.Fatal(err)
 		}
 	}
-	r, err := registry.OpenDirectory(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := r.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return r
+	return directory(t, dir)
 }
 
 func byPath(wishes ...string) Request {
@@ -686,17 +677,10 @@ CREATE FUNCTION rnd(int4, float8, float8) RETURNS SETOF float8 LANGUAGE C AS 'MO
 -- mine/lib/tablefunc.so --
 not that of the server
 `)
-	r, err := registry.OpenDirectory(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := connected(t, Config{Shelves: shelves(r)}, server.Conninfo(""))
+	s := connected(t, Config{Shelves: shelves(directory(t, dir))}, server.Conninfo(""))
 	var shadowed *ShadowedError
 	if _, err := s.Plan(t.Context(), byPath("mine")); !errors.As(err, &shadowed) || shadowed.Library != "tablefunc.so" {
 		t.Errorf("error %v, want that the server has another tablefunc.so", err)
-	}
-	if err := r.Close(); err != nil {
-		t.Error(err)
 	}
 }
 

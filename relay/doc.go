@@ -1,9 +1,9 @@
 // Package relay receives WAL from one server and serves it to many.
 //
 // To the server it is a standby that never replays; to standbys it is a
-// primary that never writes. One goroutine receives and is the only writer of
-// the spool; one syncs it; one for each standby sends, and reads only what has
-// been flushed:
+// primary that never writes. One goroutine receives and writes the spool, or has
+// another write it while the server is far ahead; one syncs it; one for each
+// standby sends, and reads only what has been flushed:
 //
 //	           receive ── sync                    ┌──▶ send ──▶ standby 1
 //	server ──▶  check     fdatasync ──▶ position ─┤
@@ -18,8 +18,8 @@
 //
 // # Positions
 //
-//	reported ≤ complete ≤ flushed ≤ written      of the stream in progress
-//	sent(standby) ≤ flushed                      for every standby
+//	reported ≤ complete ≤ flushed ≤ written ≤ taken   of the stream in progress
+//	sent(standby) ≤ flushed                           for every standby
 //
 // Flushed moves only after fdatasync. Complete is the end of the last whole
 // record below it; that is what we report as write and flush, since nobody

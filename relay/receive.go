@@ -151,7 +151,7 @@ func (r *Relay) take(ctx context.Context, c *candidate, sp *spool, tli wal.TLI, 
 		}
 		switch behind, unsynced := sp.serverEnd-sp.taken, sp.unsynced(); {
 		case unsynced == 0:
-		case behind >= catchUp:
+		case sp.far():
 			// The writer has it, and commits.
 			if unsynced >= catchUp/2 {
 				sp.wakeSyncer()

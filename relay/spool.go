@@ -232,15 +232,20 @@ func (s *spool) append(ctx context.Context, p []byte) error {
 		return err
 	}
 	s.taken += wal.LSN(len(p))
-	s.behind = s.behind || s.pieces != nil && s.taken+catchUp <= s.serverEnd
+	far := s.far()
+	s.behind = s.behind || far
 	switch {
 	case s.taken < s.buf.base+chunkSize:
 		return nil
-	case s.pieces != nil && s.taken+catchUp <= s.serverEnd:
+	case far:
 		return s.hand(ctx)
 	}
 	return s.writeRest(ctx, false)
 }
+
+// far reports whether nobody waits for what is received now, and there is a
+// writer for it.
+func (s *spool) far() bool { return s.pieces != nil && s.taken+catchUp <= s.serverEnd }
 
 // writeRest waits for the writer, and writes what it was not given. If awaited,
 // a sync comes next, and nobody does anything else meanwhile.
