@@ -12,6 +12,7 @@ import (
 type ModeError struct {
 	Name, Version string
 	Reasons       []string // one for each mode: "native: the server has no files of it"
+	NoCreate      bool     // one of them is that the role may create nothing in the database
 }
 
 func (e *ModeError) Error() string {

@@ -1,6 +1,7 @@
 package extension
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -57,7 +58,9 @@ func chooseMode(o *Observed, of offer, wanted Mode, reachable bool, enforced fun
 	if wanted != "" && wanted != Auto {
 		choice, err := try(wanted)
 		if err != nil {
-			return choice, &ModeError{Name: of.name, Version: of.version, Reasons: []string{fmt.Sprintf("%s: %v", wanted, err)}}
+			refused := &ModeError{Name: of.name, Version: of.version}
+			refused.add(wanted, err)
+			return choice, refused
 		}
 		return choice, nil
 	}
@@ -66,18 +69,32 @@ func chooseMode(o *Observed, of offer, wanted Mode, reachable bool, enforced fun
 		// Its files are not the server's own choice: what else the package says counts.
 		order = []Mode{Module, Native, Path}
 	}
-	var reasons []string
+	refused := &ModeError{Name: of.name, Version: of.version}
 	for _, m := range order {
 		choice, err := try(m)
 		if err == nil {
 			return choice, nil
 		}
-		reasons = append(reasons, fmt.Sprintf("%s: %v", m, err))
+		refused.add(m, err)
 	}
 	if choice, err := graftMode(o, of, enforced); err == nil {
-		reasons = append(reasons, fmt.Sprintf("%s: only when asked for with --mode graft", choice.Mode))
+		refused.add(choice.Mode, errors.New("only when asked for with --mode graft"))
 	}
-	return modeChoice{}, &ModeError{Name: of.name, Version: of.version, Reasons: reasons}
+	return modeChoice{}, refused
+}
+
+// add takes down why a mode will not do.
+func (e *ModeError) add(m Mode, why error) {
+	e.Reasons = append(e.Reasons, fmt.Sprintf("%s: %v", m, why))
+	var none *noCreateError
+	e.NoCreate = e.NoCreate || errors.As(why, &none)
+}
+
+// A noCreateError says that a role may create nothing in the database.
+type noCreateError struct{ role, database string }
+
+func (e *noCreateError) Error() string {
+	return fmt.Sprintf("role %q has no CREATE on database %q", e.role, e.database)
 }
 
 func nativeMode(o *Observed, of offer) (modeChoice, error) {
@@ -91,7 +108,7 @@ func nativeMode(o *Observed, of offer) (modeChoice, error) {
 	case a.Superuser && !a.Trusted:
 		return modeChoice{}, fmt.Errorf("the server has its files, and wants a superuser to create it; role %q is none", o.Role.Name)
 	case !o.Role.CanCreate:
-		return modeChoice{}, fmt.Errorf("role %q has no CREATE on database %q", o.Role.Name, o.Database)
+		return modeChoice{}, &noCreateError{o.Role.Name, o.Database}
 	case a.Superuser:
 		return modeChoice{Native, "the server has its files and trusts it"}, nil
 	}
@@ -124,7 +141,7 @@ func moduleMode(o *Observed, of offer, enforced func(Rule) bool) (modeChoice, er
 	case len(r.libraries()) > 0:
 		return modeChoice{}, fmt.Errorf("it has libraries (%s), which a module cannot have", strings.Join(r.libraries(), ", "))
 	case !o.Role.CanCreate:
-		return modeChoice{}, fmt.Errorf("role %q has no CREATE on database %q", o.Role.Name, o.Database)
+		return modeChoice{}, &noCreateError{o.Role.Name, o.Database}
 	case o.fileBacked(of.name) && !r.signed() && enforced(Name):
 		return modeChoice{}, fmt.Errorf("the server has files of an extension of that name, and an unsigned package may not take it")
 	}

@@ -205,16 +205,13 @@ func (s *extensionSession) hinted(err error, req extension.Request) error {
 // noCreate says whether it is a reason of an error that the role may create
 // nothing in the database.
 func noCreate(err error) bool {
-	says := func(mode *extension.ModeError) bool {
-		return slices.ContainsFunc(mode.Reasons, func(reason string) bool { return strings.Contains(reason, "has no CREATE on database") })
-	}
 	var mode *extension.ModeError
 	if errors.As(err, &mode) {
-		return says(mode)
+		return mode.NoCreate
 	}
 	var unsolvable *extension.UnsolvableError
 	return errors.As(err, &unsolvable) && slices.ContainsFunc(unsolvable.Excluded, func(x extension.Excluded) bool {
-		return errors.As(x.Why, &mode) && says(mode)
+		return errors.As(x.Why, &mode) && mode.NoCreate
 	})
 }
 
