@@ -12,10 +12,10 @@ import (
 func TestDirect(t *testing.T) {
 	const n = 3 << 12
 	p := Aligned(n)
-	if len(p) != n || cap(p) != n || !IsAligned(p, 8192) {
-		t.Fatalf("%d bytes with room for %d, aligned: %t", len(p), cap(p), IsAligned(p, 8192))
+	if len(p) != n || cap(p) != n || !isAligned(p, 8192) {
+		t.Fatalf("%d bytes with room for %d, aligned: %t", len(p), cap(p), isAligned(p, 8192))
 	}
-	if IsAligned(p[512:], 0) || IsAligned(p[:n-512], 0) || IsAligned(p, 512) {
+	if isAligned(p[512:], 0) || isAligned(p[:n-512], 0) || isAligned(p, 512) {
 		t.Error("what is not a multiple of a page is aligned")
 	}
 	for i := range p {

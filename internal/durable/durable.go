@@ -227,7 +227,7 @@ func WriteZeros(f *os.File, size int64) error {
 	zeros := Aligned(1 << 20)
 	for at := info.Size(); at < size; {
 		p := zeros[:min(size-at, int64(len(zeros)))]
-		if direct != nil && IsAligned(p, at) {
+		if direct != nil && isAligned(p, at) {
 			if n, err := direct.WriteAt(p, at); err == nil {
 				at += int64(n)
 				continue
@@ -248,7 +248,7 @@ func WriteZeros(f *os.File, size int64) error {
 const DirectAlign = 4096
 
 // OpenDirect opens f once more, under path, to be written past the system's cache
-// (O_DIRECT): what it is given must be aligned, see [IsAligned]. Such a write is
+// (O_DIRECT): what it is given must be aligned, see [DirectAlign]. Such a write is
 // as little durable as any other; [Fdatasync] of f is good for both. Not every file
 // system can do this; an error may also come of the first write. It is an error if
 // path is another file by now.
@@ -275,8 +275,8 @@ func Aligned(n int) []byte {
 	return b[off : off+n : off+n]
 }
 
-// IsAligned reports whether p can be written at off past the system's cache.
-func IsAligned(p []byte, off int64) bool {
+// isAligned reports whether p can be written at off past the system's cache.
+func isAligned(p []byte, off int64) bool {
 	return (uintptr(unsafe.Pointer(unsafe.SliceData(p)))|uintptr(len(p))|uintptr(off))&(DirectAlign-1) == 0
 }
 
