@@ -89,7 +89,16 @@ func (b *bench) logf(format string, args ...any) {
 // dir makes a folder on the disk that is measured, which the account that
 // servers run as may write to. It is removed at the end, or earlier by remove.
 func (b *bench) dir() (dir string, remove func() error, err error) {
-	dir, removeDir, err := pgserver.TempDir()
+	dir, remove, err = b.dirIn(os.TempDir())
+	if err != nil {
+		return "", nil, err
+	}
+	return dir, remove, onDisk(dir)
+}
+
+// dirIn is dir anywhere.
+func (b *bench) dirIn(root string) (dir string, remove func() error, err error) {
+	dir, removeDir, err := pgserver.TempDirIn(root)
 	if err != nil {
 		return "", nil, err
 	}
@@ -102,7 +111,7 @@ func (b *bench) dir() (dir string, remove func() error, err error) {
 		return removeDir()
 	}
 	b.dirs = append(b.dirs, remove)
-	return dir, remove, onDisk(dir)
+	return dir, remove, nil
 }
 
 // server makes and starts a primary that does nothing by itself while others

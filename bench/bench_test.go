@@ -68,7 +68,7 @@ func TestAllParts(t *testing.T) {
 		r.Comparisons = append(r.Comparisons, one.Comparisons...)
 	}
 	for _, want := range []struct{ figure, who string }{
-		{"commit, 2 clients", "relay"}, {"commit, 2 clients", "pg_receivewal"}, {"commit, 2 clients", "standby"}, {"commit, 2 clients", "none"},
+		{"commit, 2 clients", "relay"}, {"commit, 2 clients", "pg_receivewal"}, {"commit, 2 clients", "standby"}, {"commit, 2 clients", "none"}, {"commit, 2 clients", "diskless"},
 		{"drain", "discard"}, {"drain", "relay"}, {"drain", "pg_receivewal"}, {"drain", "pg_receivewal --synchronous"},
 		{"drain, CPU a GB", "relay"}, {"drain, CPU a GB", "pg_receivewal"},
 		{"reader", "rideau wal dump"}, {"reader", "pg_waldump"},

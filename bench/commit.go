@@ -38,17 +38,29 @@ func (b *bench) commit(ctx context.Context) (err error) {
 	if _, err := b.pgbench(ctx, s, "-i", "-q", "-s", fmt.Sprint(b.cfg.Scale)); err != nil {
 		return err
 	}
-	standby, err := b.standby(ctx, s)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, standby.Remove()) }()
-
-	contenders := []contender{
-		{"relay", func(ctx context.Context) (func() error, error) { return b.memberRelay(ctx, s) }},
-		{"pg_receivewal", func(ctx context.Context) (func() error, error) { return b.memberReceivewal(ctx, s) }},
-		{"standby", func(ctx context.Context) (func() error, error) { return b.memberStandby(ctx, s, standby) }},
-		{"none", func(ctx context.Context) (func() error, error) { return func() error { return nil }, nil }},
+	contenders := []contender{{"relay", func(ctx context.Context) (func() error, error) { return b.memberRelay(ctx, s) }}}
+	for _, name := range b.cfg.Peers {
+		peer := contender{name: name}
+		switch name {
+		case "pg_receivewal":
+			peer.start = func(ctx context.Context) (func() error, error) { return b.memberReceivewal(ctx, s) }
+		case "standby":
+			var standby *pgserver.Server
+			if standby, err = b.standby(ctx, s); err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, standby.Remove()) }()
+			peer.start = func(ctx context.Context) (func() error, error) { return b.memberStandby(ctx, s, standby) }
+		case "none":
+			peer.start = func(context.Context) (func() error, error) { return func() error { return nil }, nil }
+		case diskless:
+			if !hasMemoryDir() {
+				b.logf("no folder is in memory here: commit without %s", diskless)
+				continue
+			}
+			peer.start = func(ctx context.Context) (func() error, error) { return b.memberDiskless(ctx, s) }
+		}
+		contenders = append(contenders, peer)
 	}
 	for round := range b.cfg.Rounds {
 		for _, clients := range b.cfg.Clients {
@@ -62,13 +74,21 @@ func (b *bench) commit(ctx context.Context) (err error) {
 			}
 		}
 	}
+	goals := map[string]float64{"pg_receivewal": 1.0, "standby": 1.15, "none": 0.9}
 	for _, clients := range b.cfg.Clients {
-		b.results.compare(commitFigure(clients), "relay", "pg_receivewal", 1.0)
-		b.results.compare(commitFigure(clients), "relay", "standby", 1.15)
-		b.results.compare(commitFigure(clients), "relay", "none", 0.9)
+		for _, peer := range contenders[1:] {
+			b.results.compare(commitFigure(clients), "relay", peer.name, goals[peer.name])
+		}
 	}
 	return nil
 }
+
+// commitPeers are whom we are measured with.
+var commitPeers = []string{"pg_receivewal", "standby", "none", diskless}
+
+// diskless is pg_receivewal in memory, where a sync is nothing: the most that
+// any member can make of this server, on this machine.
+const diskless = "diskless"
 
 func commitFigure(clients int) string { return fmt.Sprintf("commit, %d clients", clients) }
 
@@ -153,6 +173,11 @@ func (b *bench) member(ctx context.Context, s *pgserver.Server, name string, beg
 	if err != nil {
 		return nil, err
 	}
+	return memberIn(ctx, s, name, dir, remove, begin)
+}
+
+// memberIn is member in a given folder, which it removes.
+func memberIn(ctx context.Context, s *pgserver.Server, name, dir string, remove func() error, begin func(dir string) (end func(), err error)) (stop func() error, err error) {
 	if err := createSlot(ctx, s, name); err != nil {
 		return nil, errors.Join(err, remove())
 	}
@@ -184,18 +209,31 @@ func (b *bench) memberRelay(ctx context.Context, s *pgserver.Server) (func() err
 }
 
 func (b *bench) memberReceivewal(ctx context.Context, s *pgserver.Server) (func() error, error) {
-	return b.member(ctx, s, "pg_receivewal", func(dir string) (func(), error) {
-		c, err := b.beginReceivewal(ctx, s, dir, "pg_receivewal", "--synchronous")
+	return b.member(ctx, s, "pg_receivewal", b.receivewalAs(ctx, s, "pg_receivewal"))
+}
+
+func (b *bench) memberDiskless(ctx context.Context, s *pgserver.Server) (func() error, error) {
+	dir, remove, err := b.dirIn(memoryDir)
+	if err != nil {
+		return nil, err
+	}
+	return memberIn(ctx, s, diskless, dir, remove, b.receivewalAs(ctx, s, diskless))
+}
+
+// receivewalAs begins pg_receivewal under a name, which its slot has too.
+func (b *bench) receivewalAs(ctx context.Context, s *pgserver.Server, name string) func(dir string) (func(), error) {
+	return func(dir string) (func(), error) {
+		c, err := b.beginReceivewal(ctx, s, dir, name, "--synchronous")
 		if err != nil {
 			return nil, err
 		}
 		return func() { c.stop(syscall.SIGINT) }, nil
-	})
+	}
 }
 
 // beginReceivewal starts pg_receivewal over TCP, as the relay connects.
 func (b *bench) beginReceivewal(ctx context.Context, s *pgserver.Server, dir, slot string, args ...string) (*child, error) {
-	args = append([]string{"-D", dir, "-d", s.Conninfo("application_name=pg_receivewal"), "--slot", slot, "--no-loop"}, args...)
+	args = append([]string{"-D", dir, "-d", s.Conninfo("application_name=" + slot), "--slot", slot, "--no-loop"}, args...)
 	cmd, err := pgserver.Command(ctx, b.cfg.Major, "pg_receivewal", args...)
 	if err != nil {
 		return nil, err

@@ -61,6 +61,7 @@ type config struct {
 	Rounds    int      `json:"rounds"`
 	Seconds   int      `json:"seconds"`    // of pgbench, and of commits whose latency is taken
 	Clients   []int    `json:"clients"`    // of pgbench
+	Peers     []string `json:"peers"`      // of commits
 	Receivers []int    `json:"receivers"`  // of the fan-out
 	Scale     int      `json:"scale"`      // of pgbench
 	BacklogMB int      `json:"backlog_mb"` // WAL to drain, read and fan out
@@ -99,6 +100,7 @@ func parse(args []string, stderr io.Writer) (config, error) {
 	fs.IntVar(&cfg.Rounds, "rounds", cfg.Rounds, "how often each takes its turn")
 	fs.IntVar(&cfg.Seconds, "seconds", cfg.Seconds, "length of a run of pgbench, and of the commits whose latency is taken")
 	clients := fs.String("clients", join(cfg.Clients), "numbers of pgbench `clients`")
+	peers := fs.String("peers", strings.Join(commitPeers, ","), "`who` else commits are measured with")
 	receivers := fs.String("receivers", join(cfg.Receivers), "numbers of `receivers` of the fan-out")
 	fs.IntVar(&cfg.Scale, "scale", cfg.Scale, "scale of pgbench")
 	fs.IntVar(&cfg.BacklogMB, "backlog", cfg.BacklogMB, "`MB` of WAL to drain, read and fan out")
@@ -128,6 +130,12 @@ func parse(args []string, stderr io.Writer) (config, error) {
 		}
 		if cfg.Clients, err = split(*clients); err != nil {
 			return fmt.Errorf("clients: %w", err)
+		}
+		for name := range strings.SplitSeq(*peers, ",") {
+			if !slices.Contains(commitPeers, name) {
+				return fmt.Errorf("no peer of commits is called %q; there are %s", name, strings.Join(commitPeers, ", "))
+			}
+			cfg.Peers = append(cfg.Peers, name)
 		}
 		if cfg.Receivers, err = split(*receivers); err != nil {
 			return fmt.Errorf("receivers: %w", err)

@@ -17,14 +17,25 @@ func dieWithUs(attr *syscall.SysProcAttr) { attr.Pdeathsig = syscall.SIGKILL }
 // onDisk refuses a folder whose files are in memory: what fsync costs there is
 // nothing, and it is what we measure.
 func onDisk(dir string) error {
+	memory, err := inMemory(dir)
+	if err == nil && memory {
+		err = fmt.Errorf("%q is in memory, where fsync costs nothing; set TMPDIR to a folder on a disk", dir)
+	}
+	return err
+}
+
+func inMemory(dir string) (bool, error) {
 	var fs unix.Statfs_t
-	if err := unix.Statfs(dir, &fs); err != nil {
-		return err
-	}
-	if fs.Type == unix.TMPFS_MAGIC || fs.Type == unix.RAMFS_MAGIC {
-		return fmt.Errorf("%q is in memory, where fsync costs nothing; set TMPDIR to a folder on a disk", dir)
-	}
-	return nil
+	err := unix.Statfs(dir, &fs)
+	return fs.Type == unix.TMPFS_MAGIC || fs.Type == unix.RAMFS_MAGIC, err
+}
+
+// memoryDir is where files are in memory, if anywhere.
+const memoryDir = "/dev/shm"
+
+func hasMemoryDir() bool {
+	memory, err := inMemory(memoryDir)
+	return err == nil && memory
 }
 
 // cpuClock reads the clock that counts what a process uses, in nanoseconds,

@@ -201,7 +201,7 @@ func prepare(o Options) (_ *Server, err error) {
 	if o.Dir == "" && (o.Settings["fsync"] == "" || o.Settings["fsync"] == "off") {
 		root = scratch() // nothing was promised to be on disk
 	}
-	if s.base, s.removeBase, err = tempDir(root); err != nil {
+	if s.base, s.removeBase, err = TempDirIn(root); err != nil {
 		return nil, err
 	}
 	defer func() {

@@ -15,11 +15,11 @@ const tempPrefix = "rideau-pg-"
 // short enough for Unix sockets, that belongs to the account that servers run
 // as. Call remove when done. If we die before, the next process that makes one
 // removes it.
-func TempDir() (dir string, remove func() error, err error) { return tempDir(os.TempDir()) }
+func TempDir() (dir string, remove func() error, err error) { return TempDirIn(os.TempDir()) }
 
-// tempDir is TempDir in a given folder. Beside the folder it makes is a file
+// TempDirIn is TempDir in a given folder. Beside the folder it makes is a file
 // that we keep locked, which says that its owner lives.
-func tempDir(root string) (dir string, remove func() error, err error) {
+func TempDirIn(root string) (dir string, remove func() error, err error) {
 	a, err := serverAccount()
 	if err != nil {
 		return "", nil, err
