@@ -147,7 +147,7 @@ func TestChurnPrimary(t *testing.T) {
 			fixed := location(t, s)
 			s.Exec(fmt.Sprintf("CREATE TABLESPACE fixed LOCATION '%s'", fixed))
 			conninfo := backupRole(s)
-			bench := s.Bench("-c", "3", "-T", "86400")
+			bench := s.Load()
 			churn := startChurn(t, s, []string{"fixed", "pg_default"}, location(t, s))
 
 			own := pgtest.Dir(t)
@@ -163,7 +163,7 @@ func TestChurnPrimary(t *testing.T) {
 				t.Errorf("the churn went round %d times: the backup did not see it", n)
 			}
 			churn.stop(t)
-			bench.Stop(syscall.SIGINT)
+			bench.Stop(syscall.SIGTERM)
 			// What replays the churn's tablespaces does so where they were.
 			s.Stop(pgserver.Fast)
 
@@ -196,7 +196,7 @@ func TestChurnStandby(t *testing.T) {
 			backupRole(p)
 			s := p.Standby(pgtest.Options{Name: "standby"}, p.Conninfo("user=postgres"))
 			s.Start()
-			bench := p.Bench("-c", "3", "-T", "86400")
+			bench := p.Load()
 			churn := startChurn(t, p, spaces, where)
 			s.WaitLSN(p.LSN())
 
@@ -214,7 +214,7 @@ func TestChurnStandby(t *testing.T) {
 				t.Errorf("the churn went round %d times: the backup did not see it", n)
 			}
 			churn.stop(t)
-			bench.Stop(syscall.SIGINT)
+			bench.Stop(syscall.SIGTERM)
 			clean(t, s, dir)
 			verified(t, s, dir)
 			t.Logf("%d files, %d vanished, %d churns", report.Files, report.Vanished, churn.rounds.Load())

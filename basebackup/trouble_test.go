@@ -59,7 +59,7 @@ func TestResyncDiverged(t *testing.T) {
 			backupRole(p)
 			s := p.Standby(pgtest.Options{Name: "s"}, p.Conninfo("user=postgres"))
 			s.Start()
-			bench := p.Bench("-c", "2", "-T", "86400")
+			bench := p.Load()
 			p.WaitQuery("t", "SELECT count(*) > 50 FROM pgbench_history")
 			p.Kill()
 			bench.Wait()
@@ -168,7 +168,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 			s := pgtest.Start(t, pgtest.Options{Major: major})
 			s.BenchInit(2)
 			cfg := takeConfig{Conninfo: backupRole(s), Dir: filepath.Join(pgtest.Dir(t), "backup"), MaxRate: 60 << 20}
-			bench := s.Bench("-c", "2", "-T", "86400")
+			bench := s.Load()
 			churn := startChurn(t, s, []string{"pg_default"}, "none")
 
 			completed := 0
@@ -195,7 +195,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 			report := take(t, basebackup.Config{Conninfo: cfg.Conninfo, Dir: cfg.Dir})
 			t.Logf("%s, %s; received %d of %d bytes", report.Method, report.Reason, report.Received, report.Bytes)
 			churn.stop(t)
-			bench.Stop(syscall.SIGINT)
+			bench.Stop(syscall.SIGTERM)
 			clean(t, s, cfg.Dir)
 			verified(t, s, cfg.Dir)
 			c := open(t, s, cfg.Dir, nil)

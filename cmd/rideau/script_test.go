@@ -1,6 +1,7 @@
 package main
 
 import (
+	"os"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -8,6 +9,10 @@ import (
 
 // TestMain makes this test binary answer to the name rideau in the scripts.
 func TestMain(m *testing.M) {
+	// See "make test". Scripts pass it on.
+	if os.Getenv("GORACE") == "" {
+		os.Setenv("GORACE", "atexit_sleep_ms=0")
+	}
 	testscript.Main(m, map[string]func(){"rideau": main})
 }
 

@@ -432,6 +432,18 @@ func (s *Server) Bench(args ...string) *Process {
 	return Go(s.t, s.Major, "pgbench", append(append([]string{"-n"}, args...), s.toolArgs()...)...)
 }
 
+// Load writes to the server until the test ends or its Process is stopped: with
+// pgbench, whose tables are there, and so slowly (loadRate) that others get most of
+// the machine.
+func (s *Server) Load() *Process {
+	s.t.Helper()
+	return s.Bench("-c", "2", "-R", loadRate, "-T", "86400")
+}
+
+// loadRate is transactions a second. As fast as it can, pgbench and what serves
+// it take both processors of a small machine, and every other test waits.
+const loadRate = "300"
+
 func (s *Server) toolArgs() []string {
 	return []string{"-h", "127.0.0.1", "-p", strconv.Itoa(s.Port), "-U", s.User, "postgres"}
 }
