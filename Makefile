@@ -23,12 +23,14 @@ demo: servers build ## a primary, a relay, two standbys; the primary is killed, 
 # The race detector needs a C compiler; scripts/race sees to that. A test waits
 # for real servers, on a machine that may have two processors.
 #
+# Vet is told of it too, so that everything is compiled once.
+#
 # Left to itself, whatever was built with the detector sleeps for a second before it
 # exits, in case another thread has a race to tell of: a fifth of the whole time.
 test: export GORACE ?= atexit_sleep_ms=0
 test: servers ## all tests, against real servers, with the race detector
-	$(GO) vet ./...
-	$(GO) test $$(scripts/race) -timeout 30m $(TESTFLAGS) $(PACKAGES)
+	race=$$(scripts/race) && $(GO) vet $$race ./... && \
+	$(GO) test $$race -timeout 30m $(TESTFLAGS) $(PACKAGES)
 
 check: ## what needs no server: gofmt, vet, staticcheck, the rules of the house
 	@files=$$(gofmt -l .); if [ -n "$$files" ]; then echo "gofmt would change:"; echo "$$files"; exit 1; fi

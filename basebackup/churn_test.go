@@ -289,7 +289,7 @@ func TestRefresh(t *testing.T) {
 		t.Run(fmt.Sprintf("%d by %s", test.major, test.method), func(t *testing.T) {
 			t.Parallel()
 			s := pgtest.Start(t, pgtest.Options{Major: test.major, Settings: test.settings})
-			s.BenchInit(20)
+			s.BenchInit(8)
 			s.Exec("CHECKPOINT")
 			cfg := basebackup.Config{Conninfo: backupRole(s), Dir: filepath.Join(pgtest.Dir(t), "backup")}
 			first := take(t, cfg)
@@ -297,7 +297,7 @@ func TestRefresh(t *testing.T) {
 				t.Errorf("first: %+v", first)
 			}
 			// Each of these changes a page of the table, and one of its index.
-			if err := s.Bench("-c", "1", "-t", "250").Wait(); err != nil {
+			if err := s.Bench("-c", "1", "-t", "100").Wait(); err != nil {
 				t.Fatal(err)
 			}
 			second := take(t, cfg)
@@ -305,7 +305,7 @@ func TestRefresh(t *testing.T) {
 				t.Errorf("method is %q: %s", second.Method, second.Reason)
 			}
 			t.Logf("received %d of %d bytes", second.Received, second.Bytes)
-			if second.Received > second.Bytes*3/100 || second.Received < 250*8192 {
+			if second.Received > second.Bytes*3/100 || second.Received < 100*8192 {
 				t.Errorf("received %d bytes of %d", second.Received, second.Bytes)
 			}
 			want := contents(t, s)

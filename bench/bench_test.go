@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -23,7 +24,12 @@ import (
 // here; that they are there is.
 func TestAllParts(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "rideau")
-	if out, err := exec.Command("go", "build", "-o", program, "rideau/cmd/rideau").CombinedOutput(); err != nil {
+	// As we were built: all that it is made of is there already.
+	args := []string{"build", "-o", program, "rideau/cmd/rideau"}
+	if info, ok := debug.ReadBuildInfo(); ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+		args = slices.Insert(args, 1, "-race")
+	}
+	if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
 	out := t.TempDir()

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"rideau/extension/ledger"
 	"rideau/internal/pgserver"
@@ -270,7 +271,7 @@ func TestOneAtATime(t *testing.T) {
 	if _, err := other.Exec(t.Context(), "SELECT pg_advisory_lock($1::int, $2::int)", ledger.LockClass, ledger.LockKey); err != nil {
 		t.Fatal(err)
 	}
-	s := connected(t, Config{Tries: 2}, server.Conninfo(""))
+	s := connected(t, Config{LockTimeout: 200 * time.Millisecond, Tries: 2}, server.Conninfo(""))
 	_, err = try(t.Context(), s, install("hstore"), false)
 	var locked *LockedError
 	if !errors.As(err, &locked) {

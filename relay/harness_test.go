@@ -2,11 +2,13 @@ package relay_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"strconv"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -51,21 +53,34 @@ func startRelay(t *testing.T, cfg relay.Config) *testRelay {
 	return r
 }
 
+// start tries again while its port is in use: a program that another test starts
+// has, for a moment, the socket that the relay of before listened on.
 func (r *testRelay) start() {
 	r.t.Helper()
+	pgtest.Wait(r.t, "the relay to listen", func() (bool, string) {
+		err := r.begin()
+		if err != nil && !errors.Is(err, syscall.EADDRINUSE) {
+			r.t.Fatalf("relay: %v", err)
+		}
+		return err == nil, fmt.Sprint(err)
+	})
+}
+
+func (r *testRelay) begin() error {
 	var err error
 	if r.Relay, err = relay.New(r.cfg); err != nil {
-		r.t.Fatal(err)
+		return err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	r.stop, r.done = cancel, make(chan error, 1)
 	go func() { r.done <- r.Relay.Run(ctx) }()
 	select {
 	case <-r.Ready():
+		return nil
 	case err := <-r.done:
 		r.stop = nil
 		cancel()
-		r.t.Fatalf("relay: %v", err)
+		return err
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -40,18 +39,34 @@ func FreePort() (port int, release func(), err error) {
 			lock.Close()
 			continue
 		}
-		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
-		if err != nil {
+		if err := tryPort(port); err != nil {
 			lock.Close()
 			if errors.Is(err, syscall.EADDRINUSE) {
 				continue
 			}
-			return 0, nil, err
+			return 0, nil, os.NewSyscallError("bind", err)
 		}
-		l.Close()
 		// The lock files stay: to remove one that another process has just
 		// opened would let two hold "the" lock.
 		return port, sync.OnceFunc(func() { lock.Close() }), nil
 	}
 	return 0, nil, fmt.Errorf("no port from %d to %d is free on 127.0.0.1", firstPort, lastPort)
+}
+
+// tryPort finds out whether somebody listens on a port of 127.0.0.1. It does not
+// listen itself, and no program is started meanwhile: of one that begins, there is a
+// moment in which it still has all that we had open, and who then listens in
+// earnest would find the port in use.
+func tryPort(port int) error {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+	if err != nil {
+		return err
+	}
+	defer syscall.Close(fd)
+	if err := syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1); err != nil {
+		return err
+	}
+	return syscall.Bind(fd, &syscall.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}})
 }
