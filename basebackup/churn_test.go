@@ -305,7 +305,7 @@ func TestRefresh(t *testing.T) {
 				t.Errorf("method is %q: %s", second.Method, second.Reason)
 			}
 			t.Logf("received %d of %d bytes", second.Received, second.Bytes)
-			if second.Received > second.Bytes*3/100 || second.Received < 100*8192 {
+			if second.Received > second.Bytes*5/100 || second.Received < 100*8192 {
 				t.Errorf("received %d bytes of %d", second.Received, second.Bytes)
 			}
 			want := contents(t, s)
