@@ -73,8 +73,11 @@ func TestAllParts(t *testing.T) {
 		r.Series = append(r.Series, one.Series...)
 		r.Comparisons = append(r.Comparisons, one.Comparisons...)
 	}
+	if hasMemoryDir() && r.find("commit, 2 clients", diskless) == nil {
+		t.Error("nobody was diskless")
+	}
 	for _, want := range []struct{ figure, who string }{
-		{"commit, 2 clients", "relay"}, {"commit, 2 clients", "pg_receivewal"}, {"commit, 2 clients", "standby"}, {"commit, 2 clients", "none"}, {"commit, 2 clients", "diskless"},
+		{"commit, 2 clients", "relay"}, {"commit, 2 clients", "pg_receivewal"}, {"commit, 2 clients", "standby"}, {"commit, 2 clients", "none"},
 		{"drain", "discard"}, {"drain", "relay"}, {"drain", "pg_receivewal"}, {"drain", "pg_receivewal --synchronous"},
 		{"drain, CPU a GB", "relay"}, {"drain, CPU a GB", "pg_receivewal"},
 		{"reader", "rideau wal dump"}, {"reader", "pg_waldump"},

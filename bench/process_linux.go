@@ -33,9 +33,12 @@ func inMemory(dir string) (bool, error) {
 // memoryDir is where files are in memory, if anywhere.
 const memoryDir = "/dev/shm"
 
+// hasMemoryDir reports whether they are, and have a gigabyte of room: containers
+// often have 64 MB.
 func hasMemoryDir() bool {
 	memory, err := inMemory(memoryDir)
-	return err == nil && memory
+	var fs unix.Statfs_t
+	return err == nil && memory && unix.Statfs(memoryDir, &fs) == nil && int64(fs.Bavail)*int64(fs.Bsize) > 1<<30
 }
 
 // cpuClock reads the clock that counts what a process uses, in nanoseconds,
