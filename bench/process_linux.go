@@ -27,7 +27,7 @@ func onDisk(dir string) error {
 func inMemory(dir string) (bool, error) {
 	var fs unix.Statfs_t
 	err := unix.Statfs(dir, &fs)
-	return fs.Type == unix.TMPFS_MAGIC || fs.Type == unix.RAMFS_MAGIC, err
+	return fs.Type == unix.TMPFS_MAGIC || uint32(fs.Type) == unix.RAMFS_MAGIC, err
 }
 
 // memoryDir is where files are in memory, if anywhere.

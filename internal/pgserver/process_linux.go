@@ -100,7 +100,7 @@ func memoryFree(dir string) int64 {
 	if err != nil {
 		return 0
 	}
-	return min(int64(fs.Bavail)*fs.Bsize, kb<<10/2)
+	return min(int64(fs.Bavail)*int64(fs.Bsize), kb<<10/2)
 }
 
 // removeSharedMemory removes the System V segment that a killed server leaves
