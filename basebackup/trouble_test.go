@@ -27,9 +27,7 @@ const slowly = 8 << 20
 // pg_rewind refuses.
 func unchecked(t *testing.T, major int) *pgtest.Server {
 	t.Helper()
-	s := pgtest.New(t, pgtest.Options{Major: major})
-	pgtest.Run(t, major, "pg_checksums", "--disable", "-D", s.Dir)
-	s.Start()
+	s := pgtest.Start(t, pgtest.Options{Major: major, InitdbArgs: []string{"--no-data-checksums"}})
 	if got := s.QueryValue("SELECT current_setting('data_checksums') || current_setting('wal_log_hints')"); got != "offoff" {
 		t.Fatalf("data_checksums and wal_log_hints are %s", got)
 	}

@@ -83,7 +83,8 @@ type Options struct {
 	Port int
 
 	// InitdbArgs are given to initdb after our own: --username=postgres,
-	// --auth=trust, --encoding=UTF8, --no-locale, --data-checksums.
+	// --auth=trust, --encoding=UTF8, --no-locale, --data-checksums. Of those
+	// --no-data-checksums takes the last away, with every major version.
 	InitdbArgs []string
 
 	// Settings for postgresql.conf, without quotes. They replace our own, see

@@ -13,10 +13,14 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 )
+
+// noChecksums is an option of initdb from 18 on; see Options.InitdbArgs.
+const noChecksums = "--no-data-checksums"
 
 // template returns a data directory fresh from initdb, made now or earlier by
 // any process. It must not be changed.
@@ -25,6 +29,9 @@ func template(ctx context.Context, binDir string, major int, args []string, a ac
 		"--no-sync", "--username=postgres", "--auth=trust",
 		"--encoding=UTF8", "--no-locale", "--data-checksums",
 	}, args...)
+	if slices.Contains(args, noChecksums) && major < 18 { // it has none unless asked to
+		args = slices.DeleteFunc(args, func(arg string) bool { return arg == "--data-checksums" || arg == noChecksums })
+	}
 
 	// Another build of the same major version has a template of its own.
 	info, err := os.Stat(filepath.Join(binDir, "postgres"))
