@@ -78,7 +78,7 @@ func (s *spool) writeBehind(ctx context.Context, pieces <-chan piece, failed fun
 // end, as the server's is. Where that fails, whatever the reason, the usual way is
 // still open, and if the disk is at fault that will say so.
 func (s *spool) writeDirect(seg *segment, c *chunk, from, to wal.LSN) bool {
-	first, end := from&^(directPage-1), (to+directPage-1)&^(directPage-1)
+	first, end := from&^(durable.DirectAlign-1), (to+durable.DirectAlign-1)&^(durable.DirectAlign-1)
 	if s.noDirect || first < c.from {
 		return false
 	}
@@ -103,6 +103,3 @@ func (s *spool) giveUpDirect(err error) {
 	s.noDirect = true
 	s.log.Info("WAL is written by way of the system's cache from here on", "dir", s.dir, "err", err)
 }
-
-// directPage is what direct writes are multiples of.
-const directPage = durable.DirectAlign

@@ -18,8 +18,15 @@ import (
 	"rideau/wal"
 )
 
-// take gives b to the spool as one message.
+// takeMessage gives b to the spool as one message.
 func (s *spool) takeMessage(t *testing.T, b []byte) {
+	t.Helper()
+	s.takePart(t, b)
+	s.endMessage()
+}
+
+// takePart gives b to the spool as part of a message.
+func (s *spool) takePart(t *testing.T, b []byte) {
 	t.Helper()
 	for len(b) > 0 {
 		p := s.space(len(b))
@@ -29,7 +36,17 @@ func (s *spool) takeMessage(t *testing.T, b []byte) {
 		}
 		b = b[n:]
 	}
-	s.endMessage()
+}
+
+// flush commits and syncs what the spool has taken.
+func (s *spool) flush(t *testing.T, awaited bool) {
+	t.Helper()
+	if err := s.commit(t.Context(), awaited); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.sync(time.Now); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // partial is the content of the segment that holds lsn.
@@ -84,7 +101,7 @@ func TestDirectPages(t *testing.T) {
 		if sp.cur.direct == nil || sp.noDirect {
 			continue // the page that we began in, or this file system cannot
 		}
-		if pad := got[at : (at+directPage-1)&^(directPage-1)]; !bytes.Equal(pad, make([]byte, len(pad))) {
+		if pad := got[at : (at+durable.DirectAlign-1)&^(durable.DirectAlign-1)]; !bytes.Equal(pad, make([]byte, len(pad))) {
 			t.Errorf("message %d: the last page does not end with zeros", i)
 		}
 	}
@@ -167,17 +184,8 @@ func TestBehindPublishes(t *testing.T) {
 	}
 	// The rest is the receiver's; half a message is not for others, nor is
 	// anything taken back.
-	half := sp.space(1000)
-	copy(half, b[sp.taken-base:])
-	if err := sp.append(t.Context(), half); err != nil {
-		t.Fatal(err)
-	}
-	if err := sp.commit(t.Context(), false); err != nil {
-		t.Fatal(err)
-	}
-	if err := sp.sync(time.Now); err != nil {
-		t.Fatal(err)
-	}
+	sp.takePart(t, b[sp.taken-base:][:1000])
+	sp.flush(t, false)
 	if got, want := sp.position().Flushed, base+2<<20+64<<10; got != want {
 		t.Errorf("published up to %s, want the end of the last whole message %s", got, want)
 	}
@@ -242,11 +250,7 @@ func TestBehindFailsAndGoesOn(t *testing.T) {
 	}
 	// A message that breaks at once is not for others, nor what came before.
 	again := sp.taken
-	p := sp.space(1000)
-	copy(p, s.w.b[again-first:])
-	if err := sp.append(t.Context(), p); err != nil {
-		t.Fatal(err)
-	}
+	sp.takePart(t, s.w.b[again-first:][:1000])
 	if err := r.settle(t.Context(), sp, io.EOF); err != io.EOF {
 		t.Fatal(err)
 	}
@@ -254,12 +258,7 @@ func TestBehindFailsAndGoesOn(t *testing.T) {
 		t.Errorf("after half a message %s is published, want %s", got, again)
 	}
 	sp.takeMessage(t, s.w.b[sp.taken-first:6<<20])
-	if err := sp.commit(t.Context(), true); err != nil {
-		t.Fatal(err)
-	}
-	if err := sp.sync(time.Now); err != nil {
-		t.Fatal(err)
-	}
+	sp.flush(t, true)
 	if got, want := sp.position().Flushed, first+6<<20; got != want {
 		t.Errorf("published up to %s, want %s", got, want)
 	}
@@ -277,11 +276,7 @@ func TestSettleKeeps(t *testing.T) {
 	}
 	defer sp.drop()
 	sp.takeMessage(t, w.b[:100_000])
-	half := sp.space(5000)
-	copy(half, w.b[100_000:])
-	if err := sp.append(t.Context(), half); err != nil {
-		t.Fatal(err)
-	}
+	sp.takePart(t, w.b[100_000:105_000])
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := r.settle(ctx, sp, io.EOF); err != io.EOF {
@@ -310,17 +305,8 @@ func TestSegmentEndsInMessage(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer sp.drop()
-	p := sp.space(len(w.b))
-	copy(p, w.b)
-	if err := sp.append(t.Context(), p); err != nil {
-		t.Fatal(err)
-	}
-	if err := sp.commit(t.Context(), true); err != nil {
-		t.Fatal(err)
-	}
-	if err := sp.sync(time.Now); err != nil {
-		t.Fatal(err)
-	}
+	sp.takePart(t, w.b[:1<<20])
+	sp.flush(t, true)
 	if got, want := sp.position(), (Position{1, first + 1<<20, complete}); got != want {
 		t.Errorf("published %+v, want %+v", got, want)
 	}
