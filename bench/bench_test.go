@@ -18,6 +18,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"rideau/internal/pgserver"
 )
 
 // Every part runs, at the smallest of sizes. What the numbers are is no matter
@@ -73,7 +75,7 @@ func TestAllParts(t *testing.T) {
 		r.Series = append(r.Series, one.Series...)
 		r.Comparisons = append(r.Comparisons, one.Comparisons...)
 	}
-	if hasMemoryDir() && r.find("commit, 2 clients", diskless) == nil {
+	if pgserver.MemoryDir(disklessRoom) != "" && r.find("commit, 2 clients", diskless) == nil {
 		t.Error("nobody was diskless")
 	}
 	for _, want := range []struct{ figure, who string }{

@@ -17,28 +17,14 @@ func dieWithUs(attr *syscall.SysProcAttr) { attr.Pdeathsig = syscall.SIGKILL }
 // onDisk refuses a folder whose files are in memory: what fsync costs there is
 // nothing, and it is what we measure.
 func onDisk(dir string) error {
-	memory, err := inMemory(dir)
-	if err == nil && memory {
-		err = fmt.Errorf("%q is in memory, where fsync costs nothing; set TMPDIR to a folder on a disk", dir)
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return err
 	}
-	return err
-}
-
-func inMemory(dir string) (bool, error) {
-	var fs unix.Statfs_t
-	err := unix.Statfs(dir, &fs)
-	return fs.Type == unix.TMPFS_MAGIC || uint32(fs.Type) == unix.RAMFS_MAGIC, err
-}
-
-// memoryDir is where files are in memory, if anywhere.
-const memoryDir = "/dev/shm"
-
-// hasMemoryDir reports whether they are, and have a gigabyte of room: containers
-// often have 64 MB.
-func hasMemoryDir() bool {
-	memory, err := inMemory(memoryDir)
-	var fs unix.Statfs_t
-	return err == nil && memory && unix.Statfs(memoryDir, &fs) == nil && int64(fs.Bavail)*int64(fs.Bsize) > 1<<30
+	if fs.Type == unix.TMPFS_MAGIC || uint32(fs.Type) == unix.RAMFS_MAGIC {
+		return fmt.Errorf("%q is in memory, where fsync costs nothing; set TMPDIR to a folder on a disk", dir)
+	}
+	return nil
 }
 
 // cpuClock reads the clock that counts what a process uses, in nanoseconds,

@@ -14,10 +14,6 @@ func dieWithUs(*syscall.SysProcAttr) {}
 // Nothing is known here of what a folder is on.
 func onDisk(string) error { return nil }
 
-const memoryDir = ""
-
-func hasMemoryDir() bool { return false }
-
 func cpuClock(int) (time.Duration, error) { return 0, errors.ErrUnsupported }
 
 func cpuOfChildren(int) (time.Duration, error) { return 0, errors.ErrUnsupported }

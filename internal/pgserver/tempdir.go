@@ -86,9 +86,19 @@ func sweepOnce(root string) {
 // looks at every recently deleted inode before it takes a new one: a second
 // against a tenth of one.
 func scratch() string {
-	const shm, plenty = "/dev/shm", 6 << 30
-	if os.Getenv("TMPDIR") == "" && memoryFree(shm) > plenty {
-		return shm
+	const plenty = 6 << 30
+	if dir := MemoryDir(plenty); dir != "" && os.Getenv("TMPDIR") == "" {
+		return dir
 	}
 	return os.TempDir()
+}
+
+// MemoryDir is a folder whose files are in memory, with more than so many bytes of
+// room; empty if there is none.
+func MemoryDir(room int64) string {
+	const shm = "/dev/shm"
+	if memoryFree(shm) > room {
+		return shm
+	}
+	return ""
 }
