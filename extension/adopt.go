@@ -169,14 +169,11 @@ func (r *runner) adopt(ctx context.Context, s *Step, done *StepReport) error {
 	if missing.Differ, err = r.differ(ctx, s, made, found); err != nil {
 		return err
 	}
-	gone, changed, err := r.partsDiffer(ctx, s, parts, found)
+	differ, err := r.partsDiffer(ctx, s, parts, found)
 	if err != nil {
 		return err
 	}
-	missing.Differ = append(missing.Differ, changed...)
-	for _, what := range gone {
-		missing.Differ = append(missing.Differ, what+" (not there)")
-	}
+	missing.Differ = append(missing.Differ, differ...)
 	if len(missing.Differ) > 0 && !s.modified {
 		return missing
 	}
@@ -253,25 +250,26 @@ func partsAlike(ctx context.Context, tx pgx.Tx, of []catalog.Object, one, other 
 // partsDiffer lists the parts that the package has made on trial and that the
 // objects found have not, or have otherwise. They may have more: an index of
 // somebody's own is no other definition.
-func (r *runner) partsDiffer(ctx context.Context, s *Step, made, found []catalog.Object) (gone, changed []string, err error) {
+func (r *runner) partsDiffer(ctx context.Context, s *Step, made, found []catalog.Object) ([]string, error) {
 	there, err := partsAlike(ctx, r.tx, found, trialSchema(s.Name), s.Schema)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	md5s := map[string]string{}
 	for _, o := range there {
 		md5s[objectText(relative(o, s.Schema))] = o.MD5
 	}
+	var gone, changed []string
 	for _, o := range made {
 		what := objectText(swapObject(relative(o, trialSchema(s.Name)), targetSchemaName, s.Schema))
 		switch md5, ok := md5s[objectText(relative(o, trialSchema(s.Name)))]; {
 		case !ok:
-			gone = append(gone, what)
+			gone = append(gone, what+" (not there)")
 		case md5 != o.MD5:
 			changed = append(changed, what)
 		}
 	}
-	return gone, changed, nil
+	return append(changed, gone...), nil
 }
 
 // absolute is the opposite of relative.

@@ -2,8 +2,6 @@ package extension
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -119,8 +117,7 @@ func (j *journal) undo(ctx context.Context, err error) error {
 				continue
 			}
 			// Not to be written if it was not replaced.
-			sum := sha256.Sum256(f.was)
-			if has, err := open.fileHash(ctx, f.path); err == nil && has == hex.EncodeToString(sum[:]) {
+			if has, err := open.fileHash(ctx, f.path); err == nil && has == hashOf(f.was) {
 				continue
 			}
 			if err := open.write(ctx, f.path, f.was); err != nil {

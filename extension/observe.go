@@ -162,7 +162,12 @@ func (o *Observed) Fingerprint() string {
 	if err != nil {
 		panic(fmt.Sprintf("extension: cannot marshal what was observed: %v", err)) // strings and booleans only
 	}
-	sum := sha256.Sum256(text)
+	return hashOf(text)
+}
+
+// hashOf is a sha256, as it is shown and recorded.
+func hashOf(data []byte) string {
+	sum := sha256.Sum256(data)
 	return hex.EncodeToString(sum[:])
 }
 

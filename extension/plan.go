@@ -1,8 +1,6 @@
 package extension
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -201,8 +199,7 @@ func (p *Plan) Hash() string {
 	if err != nil {
 		panic(fmt.Sprintf("extension: cannot marshal a plan: %v", err)) // plain values only
 	}
-	sum := sha256.Sum256(text)
-	return hex.EncodeToString(sum[:])
+	return hashOf(text)
 }
 
 // Empty says that there is nothing to do.

@@ -4,9 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/base64"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"path"
@@ -65,10 +63,9 @@ func (s *Session) files(p *Plan, dry bool) ([]NodeFile, error) {
 				continue
 			}
 			for _, name := range names(files) {
-				sum := sha256.Sum256(files[name])
 				list = append(list, NodeFile{
 					Node: n.o.Node, Extension: step.Name, Path: path.Join(n.store(dry), name),
-					Size: len(files[name]), SHA256: hex.EncodeToString(sum[:]), data: files[name],
+					Size: len(files[name]), SHA256: hashOf(files[name]), data: files[name],
 				})
 			}
 		}

@@ -982,9 +982,7 @@ func TestPreloadReset(t *testing.T) {
 // started again, in new sessions, too: the plan says so.
 func TestPreloadReplaced(t *testing.T) {
 	t.Parallel()
-	server := pgtest.Start(t, pgtest.Options{Major: 18})
-	s := connected(t, Config{Shelves: shelves(rnd(t, server))}, server.Conninfo(""))
-	do(t, s, byPath("rnd=1.0"))
+	server, s := withRnd(t)
 	if p := plan(t, s, upgrade("rnd=1.1")); len(p.Restart) > 0 {
 		t.Errorf("restarts %q, want none: nobody preloads it", p.Restart)
 	}

@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -255,10 +253,9 @@ func (n *node) toStore(name, version, digest string, files map[string][]byte) ([
 
 // storeFile is a file for the store of a node.
 func (n *node) storeFile(name, file string, data []byte) NodeFile {
-	sum := sha256.Sum256(data)
 	return NodeFile{
 		Node: n.o.Node, Extension: name, Path: path.Join(n.store(false), file),
-		Size: len(data), SHA256: hex.EncodeToString(sum[:]), data: data,
+		Size: len(data), SHA256: hashOf(data), data: data,
 	}
 }
 
@@ -866,7 +863,7 @@ func (s *Session) redoFiles(ctx context.Context, p *Plan, k *known, in *Installe
 		}
 		for _, f := range lost {
 			data, ok := have[f.Path]
-			if sum := sha256.Sum256(data); !ok || hex.EncodeToString(sum[:]) != f.SHA256 {
+			if !ok || hashOf(data) != f.SHA256 {
 				if data, err = s.copyOf(ctx, n, f); err != nil {
 					return err
 				}

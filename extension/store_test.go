@@ -80,6 +80,15 @@ SELECT nothing;
 	return directory(t, dir)
 }
 
+// withRnd is a server that has rnd 1.0 in its store, and a session there.
+func withRnd(t *testing.T) (*pgtest.Server, *Session) {
+	t.Helper()
+	server := pgtest.Start(t, pgtest.Options{Major: 18})
+	s := connected(t, Config{Shelves: shelves(rnd(t, server))}, server.Conninfo(""))
+	do(t, s, byPath("rnd=1.0"))
+	return server, s
+}
+
 func byPath(wishes ...string) Request {
 	req := install(wishes...)
 	req.Mode = Path
@@ -261,9 +270,7 @@ func TestStore(t *testing.T) {
 // A removal that fails is not forgotten.
 func TestRemovalAgain(t *testing.T) {
 	t.Parallel()
-	server := pgtest.Start(t, pgtest.Options{Major: 18})
-	s := connected(t, Config{Shelves: shelves(rnd(t, server))}, server.Conninfo(""))
-	do(t, s, byPath("rnd=1.0"))
+	server, s := withRnd(t)
 	lib := filepath.Join(server.QueryValue("SHOW data_directory"), "rideau/lib")
 	if err := os.Chmod(lib, 0o555); err != nil {
 		t.Fatal(err)
@@ -735,9 +742,7 @@ func TestForgotten(t *testing.T) {
 // of it, also where nothing can be written.
 func TestNotReplaced(t *testing.T) {
 	t.Parallel()
-	server := pgtest.Start(t, pgtest.Options{Major: 18})
-	s := connected(t, Config{Shelves: shelves(rnd(t, server))}, server.Conninfo(""))
-	do(t, s, byPath("rnd=1.0"))
+	server, s := withRnd(t)
 	n := s.primary
 	name := n.store(false) + "/" + manifestPath("rnd")
 	was, err := n.readFile(t.Context(), name)

@@ -18,6 +18,7 @@ import (
 type UndeclaredError struct {
 	Name, Other string
 	What        []string
+	Files       bool // some of it are files
 }
 
 func (e *UndeclaredError) Error() string {
@@ -52,12 +53,17 @@ func undeclared(steps []Step) error {
 		if s.Action != Install || s.pkg == nil {
 			continue
 		}
-		met := map[string][]string{} // by the other's name
+		met := map[string]*UndeclaredError{} // by the other's name
 		claim := func(what string, data []byte) {
 			if was, ok := has[what]; !ok {
 				has[what] = owner{s.Name, data}
 			} else if was.name != s.Name && (data == nil || !slices.Equal(was.data, data)) {
-				met[was.name] = append(met[was.name], what)
+				e := met[was.name]
+				if e == nil {
+					e = &UndeclaredError{Name: s.Name, Other: was.name}
+					met[was.name] = e
+				}
+				e.What, e.Files = append(e.What, what), e.Files || data != nil
 			}
 		}
 		for _, o := range s.pkg.Objects {
@@ -69,7 +75,7 @@ func undeclared(steps []Step) error {
 			claim("the file "+f.Path, append([]byte{}, f.Data...))
 		}
 		for _, other := range names(met) {
-			return &UndeclaredError{Name: s.Name, Other: other, What: met[other]}
+			return met[other]
 		}
 	}
 	return nil

@@ -33,7 +33,7 @@ func TestUndeclared(t *testing.T) {
 	} {
 		err := undeclared(tt.steps)
 		var conflict *UndeclaredError
-		if tt.want == "" && err != nil || tt.want != "" && (!errors.As(err, &conflict) || !slices.Equal(conflict.What, []string{tt.want})) {
+		if tt.want == "" && err != nil || tt.want != "" && (!errors.As(err, &conflict) || !slices.Equal(conflict.What, []string{tt.want}) || conflict.Files != strings.HasPrefix(tt.want, "the file ")) {
 			t.Errorf("%s: error %v, want %q", tt.why, err, tt.want)
 		}
 	}

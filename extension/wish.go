@@ -71,8 +71,7 @@ func ParseWishes(file string, text []byte) (*Wishes, error) {
 	if err := readWishes(file, string(text), w); err != nil {
 		return nil, err
 	}
-	sum := sha256.Sum256(text)
-	w.SHA256 = hex.EncodeToString(sum[:])
+	w.SHA256 = hashOf(text)
 	return w, nil
 }
 

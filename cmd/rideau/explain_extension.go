@@ -303,7 +303,7 @@ func explainInstall(err error) (explanation, bool) {
 		e.message = fmt.Sprintf("%s and %s cannot be in one database", undeclared.Name, undeclared.Other)
 		e.detail = "Neither says that it conflicts with the other, and both have " + lines(undeclared.What)
 		e.hint = "Put them into different schemas: --schema. Tell their makers to declare the conflict."
-		if slices.ContainsFunc(undeclared.What, func(what string) bool { return strings.HasPrefix(what, "the file ") }) {
+		if undeclared.Files {
 			e.hint = "Choose one of them: a server has one file of a name. Tell their makers to declare the conflict."
 		}
 	case errors.As(err, &upgrades):

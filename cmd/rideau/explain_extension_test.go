@@ -107,7 +107,7 @@ func TestExplainExtension(t *testing.T) {
 			"cannot uninstall foo", "function s.f()", "--modified"},
 		{"two packages make one function", &extension.UndeclaredError{Name: "foo", Other: "bla", What: []string{"function s.f()"}},
 			"foo and bla cannot be in one database", "function s.f()", "--schema"},
-		{"two packages bring one file", &extension.UndeclaredError{Name: "foo", Other: "bla", What: []string{"the file lib/x.so"}},
+		{"two packages bring one file", &extension.UndeclaredError{Name: "foo", Other: "bla", What: []string{"the file lib/x.so"}, Files: true},
 			"foo and bla cannot be in one database", "lib/x.so", "Choose one of them"},
 		{"an upgrade forgets something", &upgradeError{"foo", extension.UpgradeProof{From: "1.0", To: "1.1", Missing: []string{"function s.f()"}}},
 			"foo 1.0 upgraded to 1.1 is not the same", "function s.f() is missing", "upgrade/"},
